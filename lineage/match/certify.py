@@ -1,0 +1,237 @@
+"""The last word on a match: its rule applied to A, held against B element by element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.checkpoint import Checkpoint, TensorSpec
+from lineage.checkpoint.dtypes import decode, encode
+from lineage.layout.axes import LayoutError
+from lineage.layout.chain import Level, apply_chain, leaves, mapped
+from lineage.layout.induce import Match
+from lineage.layout.operations import Add, Cast
+from lineage.match.chains import OVER
+from lineage.match.values import Values
+
+__all__ = ["Certified", "certify"]
+
+#: elements compared at a time
+BLOCK = 1 << 19
+#: once two tensors are known to differ, one block in so many is enough for their correlation, from this many on
+EVERY, FEW = 8, 4
+#: cosine below which a match that claims values is dropped
+LEAST_COSINE = 0.3
+#: deviations above chance that certify a match, and below which one that claims values is dropped
+LEAST_Z, WEAK_Z = 6.0, 2.0
+
+
+class Certified(NamedTuple):
+    """A match with its evidence: the cosine of all its elements, whether bits agree, and whether it holds."""
+
+    match: Match
+    holds: bool
+
+
+class _Sums:
+    """Moments of paired values, enough for a correlation and a fit."""
+
+    def __init__(self) -> None:
+        self.n, self.x, self.y, self.xx, self.yy, self.xy = 0, 0.0, 0.0, 0.0, 0.0, 0.0
+        self.equal = True
+
+    def add(self, x: NDArray[Any], y: NDArray[Any]) -> None:
+        u, v = x.astype(np.float64), y.astype(np.float64)
+        ok = np.isfinite(u) & np.isfinite(v)
+        if not ok.all():
+            u, v = u[ok], v[ok]
+        self.n += len(u)
+        self.x += float(u.sum())
+        self.y += float(v.sum())
+        self.xx += float(u @ u)
+        self.yy += float(v @ v)
+        self.xy += float(u @ v)
+
+    def merge(self, other: _Sums) -> None:
+        for field in ("n", "x", "y", "xx", "yy", "xy"):
+            setattr(self, field, getattr(self, field) + getattr(other, field))
+        self.equal &= other.equal
+
+    def cosine(self) -> float | None:
+        size = math.sqrt(self.xx * self.yy)
+        return max(-1.0, min(1.0, self.xy / size)) if size > 0 else None
+
+    def pearson(self) -> float | None:
+        if self.n < 2:
+            return None
+        var_x, var_y = self.xx - self.x**2 / self.n, self.yy - self.y**2 / self.n
+        if var_x <= 1e-12 * self.xx or var_y <= 1e-12 * self.yy:
+            return None
+        return max(-1.0, min(1.0, (self.xy - self.x * self.y / self.n) / math.sqrt(var_x * var_y)))
+
+
+def certify(a: Values, b: Values, matches: Sequence[Match], *, threads: int) -> list[Certified]:
+    """Every match with its evidence; those that claim values but do not show them no longer hold."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return list(pool.map(lambda m: _certify(a, b, m), matches))
+
+
+def _certify(a: Values, b: Values, match: Match) -> Certified:
+    sums = compare(a.checkpoint, b.checkpoint, match)
+    if sums is None:
+        return Certified(match, False)
+    cosine, pearson = sums.cosine(), sums.pearson()
+    exact = sums.equal
+    match = _affine(match, sums) if not exact and match.how != "name" else match
+    z = -math.inf if pearson is None else pearson * math.sqrt(sums.n)
+    strong = pearson is not None and pearson >= LEAST_COSINE and z >= LEAST_Z
+    how = match.how
+    if how == "values" and not exact and pearson is not None and (pearson < LEAST_COSINE or z < WEAK_Z):
+        return Certified(match, False)
+    if how != "values" and strong:
+        how = "values"
+    if how == "values" and pearson is None:
+        how = "structure"
+    certified = how == "values" and (exact or strong)
+    return Certified(msgspec.structs.replace(match, how=how, cosine=1.0 if exact else cosine, certified=certified), True)
+
+
+def compare(a: Checkpoint, b: Checkpoint, match: Match) -> _Sums | None:
+    """Moments of A's values, laid out as the match says, against B's; None where the shapes do not fit."""
+    names_a, names_b = flat(match.sources), flat(match.targets)
+    if not match.ops and len(names_a) == len(names_b) == 1:
+        return _direct(a, b, names_a[0], names_b[0])
+    dtype = a.specs[names_a[0]]
+    plain = all(a.specs[n].plain and a.specs[n].dtype == dtype.dtype for n in names_a)
+    try:
+        entries = [
+            Level(OVER, [_load(a, n, plain) for n in e]) if isinstance(e, tuple) else _load(a, e, plain)
+            for e in match.sources
+        ]
+        made = apply_chain(match.ops, entries)
+    except LayoutError:
+        return None
+    known = _known(match, entries)
+    total = _Sums()
+    targets = flat(match.targets)
+    arrays = [x for m in made for x in leaves(m)]
+    if len(arrays) != len(targets):
+        return None
+    for array, name in zip(arrays, targets, strict=True):
+        spec = b.specs[name]
+        if tuple(array.shape) != spec.shape:
+            return None
+        values = np.ascontiguousarray(array).reshape(-1)
+        if known is None:
+            total.merge(_against(values, dtype if plain else None, b, spec))
+        else:
+            total.merge(_partly(decode(values, dtype.dtype) if plain else values, known.pop(0), b, spec))
+    return total
+
+
+def _known(match: Match, entries: Sequence[Any]) -> list[NDArray[np.bool_]] | None:
+    """Which elements of each target the match gives, None where it gives all."""
+    if not any(op.partial for op in match.ops):
+        return None
+    ones = [mapped(e, lambda x: np.ones(x.shape, np.uint8)) for e in entries]
+    return [np.ascontiguousarray(x).reshape(-1) > 0 for m in apply_chain(match.ops, ones) for x in leaves(m)]
+
+
+def _partly(values: NDArray[Any], known: NDArray[np.bool_], b: Checkpoint, spec: TensorSpec) -> _Sums:
+    """Moments over the known elements; a tensor that is only partly given is never called equal."""
+    sums = _Sums()
+    sums.equal = False
+    for low in range(0, spec.size, BLOCK):
+        part = slice(low, min(spec.size, low + BLOCK))
+        mine = known[part]
+        sums.add(values[part][mine], b.read(spec.name, part.start, part.stop)[mine])
+    return sums
+
+
+def _load(a: Checkpoint, name: str, plain: bool) -> NDArray[Any]:
+    return a.codes(name) if plain else a.tensor(name)
+
+
+def _against(values: NDArray[Any], source: TensorSpec | None, b: Checkpoint, spec: TensorSpec) -> _Sums:
+    sums = _Sums()
+    for number, low in enumerate(range(0, spec.size, BLOCK)):
+        if not sums.equal and number >= FEW and number % EVERY:
+            continue
+        high = min(spec.size, low + BLOCK)
+        _block(sums, values[low:high], source.dtype if source else None, b, spec, low, high)
+    return sums
+
+
+def _direct(a: Checkpoint, b: Checkpoint, name_a: str, name_b: str) -> _Sums | None:
+    spec_a, spec_b = a.specs[name_a], b.specs[name_b]
+    if spec_a.shape != spec_b.shape:
+        return None
+    sums = _Sums()
+    for number, low in enumerate(range(0, spec_a.size, BLOCK)):
+        if not sums.equal and number >= FEW and number % EVERY:
+            continue
+        high = min(spec_a.size, low + BLOCK)
+        x = a.read_codes(name_a, low, high) if spec_a.plain else a.read(name_a, low, high)
+        _block(sums, x, spec_a.dtype if spec_a.plain else None, b, spec_b, low, high)
+    return sums
+
+
+def _block(sums: _Sums, x: NDArray[Any], dtype: str | None, b: Checkpoint, spec: TensorSpec, low: int, high: int) -> None:
+    """Adds one block: equal codes are enough to know equality, everything else is decoded."""
+    if dtype is not None and spec.plain:
+        y = b.read_codes(spec.name, low, high)
+        if dtype == spec.dtype and np.array_equal(x, y):
+            sums.add(*_sparse(decode(x, dtype)))
+            return
+        u, v = decode(x, dtype), decode(y, spec.dtype)
+    else:
+        u = x if dtype is None else decode(x, dtype)
+        v = b.read(spec.name, low, high)
+    if sums.equal:
+        sums.equal = _same(u, v, dtype, spec)
+    sums.add(u, v)
+
+
+def _sparse(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A share of a block of equal values is enough for its moments."""
+    some = values[:: max(1, len(values) // 4096)]
+    return some, some
+
+
+def _same(u: NDArray[Any], v: NDArray[Any], dtype: str | None, spec: TensorSpec) -> bool:
+    """Equal values, or equal once the finer side is rounded as the coarser one is stored."""
+    same = (u == v) | (np.isnan(u) & np.isnan(v)) if u.dtype.kind == "f" and v.dtype.kind == "f" else u == v
+    if np.all(same):
+        return True
+    if not spec.plain or u.dtype.kind != "f" or dtype == spec.dtype:
+        return False
+    rounded = decode(encode(u, spec.dtype), spec.dtype)
+    if np.array_equal(rounded, v, equal_nan=True):
+        return True
+    return dtype is not None and np.array_equal(decode(encode(v, dtype), dtype), u, equal_nan=True)
+
+
+def flat(entries: Sequence[str | tuple[str, ...]]) -> list[str]:
+    """All names of a match's sources or targets."""
+    return [n for e in entries for n in ((e,) if isinstance(e, str) else e)]
+
+
+def _affine(match: Match, sums: _Sums) -> Match:
+    """The match with the whole number that was added to every element, where one was (gains stored minus one)."""
+    pearson = sums.pearson()
+    if pearson is None or pearson < 0.5 or sums.n < 8:
+        return match
+    shift = (sums.y - sums.x) / sums.n
+    spread = max(0.0, (sums.xx + sums.yy - 2 * sums.xy) / sums.n - shift**2)
+    error = math.sqrt(spread / sums.n)
+    whole = round(shift)
+    var = sums.xx / sums.n - (sums.x / sums.n) ** 2
+    if whole and abs(shift - whole) <= 4 * error + 1e-3 and abs(shift) > 2 * math.sqrt(max(var, 0)):
+        return msgspec.structs.replace(match, ops=(*match.ops, Add(float(whole))))
+    return match

@@ -1,0 +1,186 @@
+"""The order of the steps that find a mapping: exact before near, values before structure, certified at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+import numpy as np
+
+from lineage.checkpoint import Checkpoint
+from lineage.layout.induce import Match, induce
+from lineage.layout.mapping import Mapping, Side
+from lineage.match.certify import Certified, certify
+from lineage.match.chains import Names, reordered
+from lineage.match.fuse import Embedding, components, matches
+from lineage.match.rows import Provenance, exact_rows, near_rows
+from lineage.match.siblings import siblings
+from lineage.match.structure import Links, Roles, by_structure, load_roles
+from lineage.match.values import Values, coarsest
+from lineage.match.whole import Whole, exact, near
+
+__all__ = ["find_mapping"]
+
+#: correlation from which on two tensors are taken for one without looking at their rows first
+UNDOUBTED = 0.95
+
+Progress = Callable[[str], None]
+
+
+def find_mapping(
+    a: Checkpoint, b: Checkpoint, *, seed: int = 0, threads: int = 2, progress: Progress | None = None
+) -> Mapping:
+    """How the tensors of B are laid out in A, found from shapes and values.
+
+    Parameters
+    ----------
+    a, b : the claimed ancestor and the suspect
+    seed : of the sampled places and of the shuffles that break ties
+    threads : readers that certify at the same time
+    progress : called with the name of each step
+
+    Returns
+    -------
+    a mapping whose rules carry their evidence; what corresponds to nothing is listed in it, never forced
+    """
+    finder = _Finder(a, b, seed=seed, threads=threads, progress=progress or (lambda step: None))
+    finder.run()
+    return finder.mapping()
+
+
+class _Finder:
+    """State of one search: what is matched, what is left."""
+
+    def __init__(self, a: Checkpoint, b: Checkpoint, *, seed: int, threads: int, progress: Progress) -> None:
+        self.a, self.b = Values(a), Values(b)
+        self.seed, self.threads, self.progress = seed, threads, progress
+        self.level = coarsest(a, b)
+        self.names = Names()
+        self.links = Links()
+        self.roles: Roles = load_roles()
+        self.found: dict[str, Match] = {}
+        self.extra: list[Match] = []
+        self.used_a: set[str] = set()
+        self.embeddings: list[Embedding] = []
+        self.certified: list[Certified] = []
+
+    # -- what is left
+
+    def left_a(self) -> list[str]:
+        """A's tensors that no match uses yet."""
+        return [s.name for s in self.a.checkpoint if s.name not in self.used_a and s.size]
+
+    def left_b(self) -> list[str]:
+        """B's tensors without a match."""
+        return [s.name for s in self.b.checkpoint if s.name not in self.found and s.size]
+
+    def keep(self, match: Match) -> None:
+        """Takes a match in, unless one of its targets has one already."""
+        targets, sources = _flat(match.targets), _flat(match.sources)
+        if any(t in self.found for t in targets):
+            return
+        for target in targets:
+            self.found[target] = match
+        self.used_a.update(sources)
+        for target in targets:
+            for source in sources:
+                self.links.add(source, target)
+
+    # -- the steps
+
+    def run(self) -> None:
+        """All steps, each on what the ones before left over."""
+        self.progress("whole tensors")
+        self.wholes(exact(self.a, self.b, self._all(self.a), self.left_b(), level=self.level, seed=self.seed))
+        self.wholes(near(self.a, self.b, self._all(self.a), self.left_b(), seed=self.seed, least=UNDOUBTED))
+        self.progress("rows")
+        self.rows(exact_rows(self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed), exactly=True)
+        if self.left_b():
+            self.progress("near copies")
+            self.wholes(near(self.a, self.b, self._all(self.a), self.left_b(), seed=self.seed))
+            for matrices in (True, False):
+                left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
+                self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
+        self.progress("biases and gains")
+        for match in siblings(self.a, self.b, self.embeddings, list(self._matches()), self.left_a(), self.left_b(), self.names):
+            self.keep(match)
+        self.progress("structure")
+        expected = self._expected()
+        for match in by_structure(
+            self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles, self.names, expected=expected, seed=self.seed
+        ):
+            self.keep(match)
+        self.ties()
+        self.progress("certifying")
+        self.certified = certify(self.a, self.b, [*self._matches(), *self.extra], threads=self.threads)
+
+    def _expected(self) -> float:
+        """The cosine that values show where they tell, 0 where they tell for less than a third of B."""
+        valued = [(t, m.cosine) for t, m in self.found.items() if m.how == "values"]
+        share = sum(self.b.size(t) for t, _ in valued) / max(1, self.b.checkpoint.parameters)
+        return float(np.median([1.0 if c is None else c for _, c in valued])) if share > 1 / 3 else 0.0
+
+    def _all(self, values: Values) -> list[str]:
+        return [s.name for s in values.checkpoint if s.size]
+
+    def _matches(self) -> Iterable[Match]:
+        return dict.fromkeys(self.found.values())
+
+    def wholes(self, found: Sequence[Whole]) -> None:
+        """Takes whole tensors in: the undoubted ones first, then ties by closeness and names."""
+        for whole in found:
+            if not whole.ties:
+                self._whole(whole, whole.a)
+        for whole in found:
+            if whole.ties:
+                options = [n for n in (whole.a, *whole.ties)]
+                self._whole(whole, max(options, key=lambda n: self._fit(n, whole.b)))
+
+    def _fit(self, a: str, b: str) -> tuple[float, bool, float]:
+        return (round(self.links.closeness(a, b), 3), a not in self.used_a, self.roles.likeness(a, b))
+
+    def _whole(self, whole: Whole, a: str) -> None:
+        shape, target = self.a.checkpoint.specs[a].shape, self.b.checkpoint.specs[whole.b].shape
+        order = whole.order if len(whole.order) == len(self.a.shape(a)) else tuple(range(len(self.a.shape(a))))
+        ops = reordered(shape, order, target, self.names)
+        self.keep(Match(targets=(whole.b,), sources=(a,), ops=ops, how="values", cosine=whole.cosine, margin=whole.margin))
+
+    def rows(self, found: Sequence[Provenance], *, exactly: bool) -> None:
+        """Takes fusions, splits and permutations in."""
+        for component in components(found, self.a, exact=exactly):
+            made, embeddings = matches(component, self.a, self.b, self.names, exact=exactly)
+            for match in made:
+                self.keep(match)
+            self.embeddings += embeddings
+
+    def ties(self) -> None:
+        """A's tensors that equal a matched one (tied weights stored twice) get a rule of their own for the way back."""
+        left = self.left_a()
+        if not left:
+            return
+        matched = [s for m in self._matches() if len(m.sources) == len(m.targets) == 1 for s in _flat(m.sources)]
+        by_source = {m.sources[0]: m for m in self._matches() if len(m.sources) == len(m.targets) == 1}
+        for whole in exact(self.a, self.a, matched, left, level="F32", seed=self.seed):
+            twin = by_source[whole.a]
+            if self.a.checkpoint.specs[whole.a].shape == self.a.checkpoint.specs[whole.b].shape:
+                self.extra.append(msgspec.structs.replace(twin, sources=(whole.b,)))
+                self.used_a.add(whole.b)
+
+    # -- the result
+
+    def mapping(self) -> Mapping:
+        """The rules of all certified matches, and what is left over."""
+        kept = [c.match for c in self.certified if c.holds]
+        targets = {t for m in kept for t in _flat(m.targets)}
+        sources = {s for m in kept for s in _flat(m.sources)}
+        return Mapping(
+            source=Side(name=self.a.checkpoint.path, tensors=len(self.a.checkpoint)),
+            target=Side(name=self.b.checkpoint.path, tensors=len(self.b.checkpoint)),
+            rules=tuple(induce(kept)),
+            unmatched_source=tuple(s.name for s in self.a.checkpoint if s.name not in sources),
+            unmatched_target=tuple(s.name for s in self.b.checkpoint if s.name not in targets),
+        )
+
+
+def _flat(entries: Sequence[str | tuple[str, ...]]) -> list[str]:
+    return [n for e in entries for n in ((e,) if isinstance(e, str) else e)]

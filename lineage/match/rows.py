@@ -1,0 +1,336 @@
+"""Which row of A each row of B is: provenance through every way of seeing a tensor as rows and columns.
+
+A *view* picks the axes that make a row's content; the others, in order, count the rows. Rows are compared exactly,
+by a key of a few of their values, or nearly, by their correlation over sampled columns.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.checkpoint.dtypes import decode, encode
+from lineage.match.values import SMALL, Values
+
+__all__ = ["Provenance", "View", "exact_rows", "near_rows", "views"]
+
+#: columns of a row that make its key, and columns that a correlation is taken over
+KEY = 16
+COLUMNS = 256
+FEWEST_COLUMNS = 48
+#: values sampled of all rows together, which bounds memory
+SAMPLED = 16 << 20
+#: rows of a tensor that are looked up among all rows before it is compared as a whole
+PROBES = 48
+#: elements above which only views with contiguous rows or contiguous columns are tried
+LARGE = 1 << 24
+#: a row wider than this is read at the chosen places only
+WIDE = 1 << 16
+#: a row narrower than this says too little about where it comes from
+NARROW = 4
+#: correlation of two rows below which they are strangers
+LEAST_COSINE = 0.3
+#: share of a representative's rows that must be found for its family to be looked at
+LEAST_FOUND = 0.2
+#: share of the best view's correlation from which on another view shows the same rows
+SAME_SCORE = 0.85
+
+_NUMBERS = re.compile(r"\d+")
+
+
+class View(NamedTuple):
+    """Axes (of the shape without 1-long ones) that count rows, and those that make a row."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+class Provenance(NamedTuple):
+    """For each row of B's tensor under `view`: the index in `sources` and the row there, or -1."""
+
+    name: str
+    view: View
+    sources: tuple[tuple[str, View], ...]
+    source: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+
+def views(shape: Sequence[int]) -> list[View]:
+    """Views of a tensor, the usual ones first: trailing axes as columns, then leading ones, then any.
+
+    Examples
+    --------
+    >>> views((6, 4))
+    [View(rows=(0,), columns=(1,)), View(rows=(1,), columns=(0,)), View(rows=(), columns=(0, 1))]
+    """
+    axes = range(len(shape))
+    found = []
+    for split in range(len(shape) - 1, -1, -1):
+        found.append(View(tuple(axes[:split]), tuple(axes[split:])))
+    found[1:1] = [View(tuple(axes[split:]), tuple(axes[:split])) for split in range(1, len(shape))]
+    if math.prod(shape) <= LARGE:
+        for count in range(1, len(shape)):
+            for columns in itertools.combinations(axes, count):
+                view = View(tuple(i for i in axes if i not in columns), columns)
+                if view not in found:
+                    found.append(view)
+    return [v for v in dict.fromkeys(found) if v.columns and math.prod(shape[i] for i in v.columns) >= NARROW]
+
+
+def columns(
+    values: Values, name: str, view: View, chosen: NDArray[np.int64], rows: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """Values of the `chosen` columns of every row (or of the given `rows`), shape (rows, chosen)."""
+    shape = values.shape(name)
+    height = math.prod(shape[i] for i in view.rows)
+    width = math.prod(shape[i] for i in view.columns)
+    if values.size(name) <= SMALL or not values.checkpoint.specs[name].plain or not _contiguous(view):
+        full = values.whole(name).reshape(shape).transpose(view.rows + view.columns).reshape(height, width)
+        return full[:, chosen] if rows is None else full[rows][:, chosen]
+    if view.rows and view.columns and view.rows[0] < view.columns[0] or not view.rows:
+        if rows is not None or width >= WIDE:
+            wanted = np.arange(height) if rows is None else rows
+            return values.at(name, (wanted[:, None] * width + chosen).ravel()).reshape(len(wanted), len(chosen))
+        out = np.empty((height, len(chosen)), np.float32)
+        step = max(1, (1 << 21) // width)
+        for low in range(0, height, step):
+            high = min(height, low + step)
+            out[low:high] = values.rows(name, low, high, width)[:, chosen]
+        return out
+    if rows is not None:
+        return values.at(name, (chosen[None, :] * height + rows[:, None]).ravel()).reshape(len(rows), len(chosen))
+    return np.stack([values.rows(name, c, c + 1, height)[0] for c in chosen.tolist()], axis=1)
+
+
+def _contiguous(view: View) -> bool:
+    """True where rows and columns are each an unbroken run of axes."""
+    joined = view.rows + view.columns
+    turned = view.columns + view.rows
+    return list(joined) == sorted(joined) or list(turned) == sorted(turned)
+
+
+def _chosen(width: int, count: int, seed: int) -> NDArray[np.int64]:
+    if width <= count:
+        return np.arange(width, dtype=np.int64)
+    rng = np.random.default_rng([seed, width])
+    return np.sort(rng.choice(width, count, replace=False)).astype(np.int64)
+
+
+class _Rows(NamedTuple):
+    """Rows of many tensors under one width."""
+
+    owners: list[tuple[str, View]]
+    owner: NDArray[np.int64]
+    row: NDArray[np.int64]
+
+
+def _owners(values: Values, names: Iterable[str]) -> dict[int, list[tuple[str, View]]]:
+    """(tensor, view) by the width of a row."""
+    found: dict[int, list[tuple[str, View]]] = defaultdict(list)
+    for name in names:
+        shape = values.shape(name)
+        for view in views(shape):
+            found[math.prod(shape[i] for i in view.columns)].append((name, view))
+    return found
+
+
+def _gather(
+    values: Values, owners: list[tuple[str, View]], chosen: NDArray[np.int64]
+) -> tuple[_Rows, NDArray[np.float32]]:
+    parts = [columns(values, name, view, chosen) for name, view in owners]
+    heights = [len(p) for p in parts]
+    owner = np.repeat(np.arange(len(owners)), heights)
+    row = np.concatenate([np.arange(h) for h in heights]) if heights else np.empty(0, np.int64)
+    stacked = np.concatenate(parts) if parts else np.empty((0, len(chosen)), np.float32)
+    return _Rows(owners, owner, row), stacked
+
+
+def _keys(samples: NDArray[np.float32], level: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """One 64-bit key a row, and which rows say something (not constant, all finite)."""
+    rounded = decode(encode(samples, level), level).astype(np.float32) + np.float32(0)
+    says = np.isfinite(rounded).all(axis=1) & (rounded != rounded[:, :1]).any(axis=1)
+    weights = np.random.default_rng(20_241).integers(1, 2**63, rounded.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    codes = np.ascontiguousarray(rounded).view(np.uint32).astype(np.uint64)
+    codes ^= codes >> np.uint64(15)
+    codes *= np.uint64(0x9E3779B97F4A7C15)
+    codes ^= codes >> np.uint64(29)
+    return (codes * weights).sum(axis=1, dtype=np.uint64), says
+
+
+def families(names: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Up to three representatives of every family of names that differ in numbers only, and the family of each."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[_NUMBERS.sub("#", name)].append(name)
+    first, family = [], {}
+    for members in groups.values():
+        for name in dict.fromkeys((members[0], members[len(members) // 2], members[-1])):
+            first.append(name)
+            family[name] = members
+    return first, family
+
+
+def _spread(first: list[str], family: dict[str, list[str]], found: Iterable[str]) -> list[str]:
+    """The rest of every family of which a representative was found."""
+    wanted = dict.fromkeys(n for name in found for n in family[name])
+    return [n for n in wanted if n not in set(first)]
+
+
+def exact_rows(
+    a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, level: str, seed: int
+) -> list[Provenance]:
+    """Provenance of B's tensors by equal keys; for each tensor the view under which most rows are found."""
+    first, family = families(names_b)
+    tables = _Tables(a, names_a, level=level, seed=seed)
+    best = tables.look_up(b, first)
+    hits = [n for n, p in best.items() if (p.source >= 0).mean() >= LEAST_FOUND]
+    best |= tables.look_up(b, _spread(first, family, hits))
+    return list(best.values())
+
+
+class _Tables:
+    """Sorted row keys of A's tensors by width, made when first asked for."""
+
+    def __init__(self, a: Values, names: Sequence[str], *, level: str, seed: int) -> None:
+        self.a, self.level, self.seed = a, level, seed
+        self.owners = _owners(a, names)
+        self.made: dict[int, tuple[_Rows, NDArray[np.int64], NDArray[np.uint64]]] = {}
+
+    def at(self, width: int) -> tuple[_Rows, NDArray[np.int64], NDArray[np.uint64]]:
+        """Rows of a width, the order that sorts their keys, and the sorted keys."""
+        if width not in self.made:
+            rows, samples = _gather(self.a, self.owners[width], _chosen(width, KEY, self.seed))
+            keys, says = _keys(samples, self.level)
+            order = np.flatnonzero(says)
+            order = order[np.argsort(keys[order], kind="stable")]
+            self.made[width] = rows, order, keys[order]
+        return self.made[width]
+
+    def look_up(self, b: Values, names: Sequence[str]) -> dict[str, Provenance]:
+        """The best provenance of each tensor of B of which a row is found."""
+        best: dict[str, Provenance] = {}
+        for width, owners in _owners(b, names).items():
+            if width not in self.owners:
+                continue
+            rows, order, sorted_keys = self.at(width)
+            if not len(order):
+                continue
+            chosen = _chosen(width, KEY, self.seed)
+            for name, view in owners:
+                keys, says = _keys(columns(b, name, view, chosen), self.level)
+                place = np.minimum(np.searchsorted(sorted_keys, keys), len(order) - 1)
+                hit = says & (sorted_keys[place] == keys)
+                _keep(best, _provenance(name, view, rows, np.where(hit, order[place], -1)))
+        return best
+
+
+def _provenance(name: str, view: View, rows: _Rows, found: NDArray[np.int64]) -> Provenance:
+    owner = np.where(found >= 0, rows.owner[found] if len(rows.owner) else -1, -1)
+    used = sorted(set(owner[owner >= 0].tolist()), key=lambda o: int(np.flatnonzero(owner == o)[0]))
+    number = {o: i for i, o in enumerate(used)}
+    source = np.array([number.get(int(o), -1) for o in owner], np.int64)
+    row = np.where(found >= 0, rows.row[found] if len(rows.row) else -1, -1)
+    return Provenance(name, view, tuple(rows.owners[o] for o in used), source, row)
+
+
+def _keep(best: dict[str, Provenance], new: Provenance) -> None:
+    """Prefers the larger share of rows found, then more rows (they say more about the layout), then the first seen."""
+    if not (new.source >= 0).any():
+        return
+    old = best.get(new.name)
+
+    def rank(p: Provenance) -> tuple[float, bool, int]:
+        names = {n for n, _ in p.sources}
+        return (round(float((p.source >= 0).mean()), 2), len(p.source) > 1, -len(names))
+
+    if old is None or rank(new) > rank(old):
+        best[new.name] = new
+
+
+def _unit(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    clean = np.where(np.isfinite(samples), samples, 0).astype(np.float32)
+    clean = clean - clean.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(clean, axis=1, keepdims=True)
+    return clean / np.where(length > 0, length, np.inf)
+
+
+def near_rows(
+    a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int
+) -> list[Provenance]:
+    """Provenance of B's tensors by correlation: a few rows against all of A's first, then whole against the sources.
+
+    A row without a clear nearest neighbour stays -1; single errors are expected and left to the explanation.
+    """
+    first, family = families(names_b)
+    by_width = _owners(a, names_a)
+    best: dict[str, list[tuple[float, Provenance]]] = defaultdict(list)
+    todo = first
+    while todo:
+        for width, owners_b in _owners(b, todo).items():
+            if width not in by_width or width < 2 * NARROW:
+                continue
+            height = sum(math.prod(a.shape(n)[i] for i in v.rows) for n, v in by_width[width])
+            chosen = _chosen(width, max(FEWEST_COLUMNS, min(COLUMNS, SAMPLED // max(1, height))), seed)
+            rows_a, samples = _gather(a, by_width[width], chosen)
+            unit_a = _unit(samples)
+            for name, view in owners_b:
+                got = _nearest(b, name, view, chosen, rows_a, unit_a, seed)
+                if got is not None:
+                    best[name].append(got)
+        todo = _spread(first, family, best) if todo is first else []
+    return [_usual(a, b, found) for found in best.values()]
+
+
+def _usual(a: Values, b: Values, found: list[tuple[float, Provenance]]) -> Provenance:
+    """Of the views that show (nearly) the same correlation the most usual one, so that all layers get the same."""
+    top = max(score for score, _ in found)
+
+    def oddness(p: Provenance) -> tuple[int, int]:
+        mine = views(b.shape(p.name)).index(p.view)
+        return mine, min(views(a.shape(name)).index(view) for name, view in p.sources)
+
+    return min((p for score, p in found if score >= SAME_SCORE * top), key=oddness)
+
+
+def _nearest(
+    b: Values, name: str, view: View, chosen: NDArray[np.int64], rows: _Rows, unit_a: NDArray[np.float32], seed: int
+) -> tuple[float, Provenance] | None:
+    """Provenance of one tensor under one view, with its mean correlation."""
+    shape = b.shape(name)
+    height = math.prod(shape[i] for i in view.rows)
+    rng = np.random.default_rng([seed, height])
+    probes = np.sort(rng.choice(height, min(PROBES, height), replace=False)).astype(np.int64)
+    scores = _unit(columns(b, name, view, chosen, probes)) @ unit_a.T
+    top = scores.argmax(axis=1)
+    high = scores[np.arange(len(top)), top]
+    noise = 1 / math.sqrt(max(1, len(chosen) - 1))
+    alone = 3.0 if height == 1 else 0.0  # one row has no others to bear it out
+    floor = max(LEAST_COSINE, noise * (math.sqrt(2 * math.log(max(2, len(unit_a)))) + alone))
+    sure = high > floor
+    if sure.mean() < 0.3:
+        return None
+    owners = np.unique(rows.owner[top[sure]])
+    votes = np.array([(rows.owner[top[sure]] == o).sum() for o in owners])
+    owners = owners[(votes >= 2) | (votes >= 0.02 * sure.sum())] if height > 1 else owners
+    inside = np.flatnonzero(np.isin(rows.owner, owners))
+    full = _unit(columns(b, name, view, chosen))
+    place = np.empty(height, np.int64)
+    value = np.empty(height, np.float32)
+    step = max(1, (64 << 20) // (4 * max(1, len(inside))))
+    for low in range(0, height, step):
+        part = full[low : low + step] @ unit_a[inside].T
+        where = part.argmax(axis=1)
+        place[low : low + step] = inside[where]
+        value[low : low + step] = part[np.arange(len(where)), where]
+    floor = max(LEAST_COSINE, noise * math.sqrt(2 * math.log(max(2, len(inside)))))
+    found = np.where(value > floor, place, -1)
+    if not (found >= 0).any():
+        return None
+    return float(np.where(found >= 0, value, 0).mean()), _provenance(name, view, rows, found)
