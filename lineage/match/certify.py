@@ -16,11 +16,12 @@ from lineage.checkpoint.dtypes import decode, encode
 from lineage.layout.axes import LayoutError
 from lineage.layout.chain import Level, apply_chain, leaves, mapped
 from lineage.layout.induce import Match
-from lineage.layout.operations import Add, Cast
+from lineage.layout.mapping import Instance, Mapping
+from lineage.layout.operations import Add, Operation
 from lineage.match.chains import OVER
 from lineage.match.values import Values
 
-__all__ = ["Certified", "certify"]
+__all__ = ["Certified", "Checked", "certify", "check", "compare", "flat"]
 
 #: elements compared at a time
 BLOCK = 1 << 19
@@ -30,6 +31,8 @@ EVERY, FEW = 8, 4
 LEAST_COSINE = 0.3
 #: deviations above chance that certify a match, and below which one that claims values is dropped
 LEAST_Z, WEAK_Z = 6.0, 2.0
+#: by how much a cosine may fall short of what a mapping says of it
+SLACK = 0.02
 
 
 class Certified(NamedTuple):
@@ -99,31 +102,99 @@ def _certify(a: Values, b: Values, match: Match) -> Certified:
     if how == "values" and pearson is None:
         how = "structure"
     certified = how == "values" and (exact or strong)
-    return Certified(msgspec.structs.replace(match, how=how, cosine=1.0 if exact else cosine, certified=certified), True)
+    return Certified(
+        msgspec.structs.replace(match, how=how, cosine=1.0 if exact else cosine, certified=certified), True
+    )
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """One instance of a rule, held against B again.
+
+    Attributes
+    ----------
+    rule : its place in the mapping
+    targets, sources : the tensors
+    cosine : of all elements, None where it is not defined
+    exact : equal bit by bit, or after rounding to the coarser dtype
+    holds : what the rule says of its values is so
+    why : one sentence where it does not hold
+    """
+
+    rule: int
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
+    cosine: float | None
+    exact: bool
+    holds: bool
+    why: str = ""
+
+
+def check(mapping: Mapping, a: Checkpoint, b: Checkpoint, *, threads: int = 2) -> list[Checked]:
+    """Every instance of every rule, verified again from the weights.
+
+    Raises
+    ------
+    LayoutError : a rule does not fit A's tensors
+    """
+    shapes = {s.name: s.shape for s in a}
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return list(pool.map(lambda i: _checked(a, b, i), mapping.instances(shapes)))
+
+
+def _checked(a: Checkpoint, b: Checkpoint, instance: Instance) -> Checked:
+    rule, targets, sources = instance.rule, instance.target_names, instance.source_names
+
+    def answer(cosine: float | None, exact: bool, why: str = "") -> Checked:
+        return Checked(instance.number, targets, sources, cosine, exact, not why, why)
+
+    missing = [t for t in targets if t not in b.specs]
+    if missing:
+        return answer(None, False, f"{missing[0]} is not in the target")
+    entries = [mapped(e, lambda name: name) for e in instance.sources]
+    sums = _moments(a, b, rule.ops, entries, sources, targets)
+    if sums is None:
+        return answer(None, False, f"{targets[0]} has another shape than the rule gives")
+    cosine, pearson = sums.cosine(), sums.pearson()
+    claimed = rule.evidence.cosine if rule.evidence is not None else None
+    if sums.equal or rule.how in ("structure", "name"):
+        return answer(1.0 if sums.equal else cosine, sums.equal)
+    if claimed is not None and cosine is not None and cosine < claimed - SLACK:
+        return answer(cosine, False, f"{targets[0]}: the cosine is {cosine:.4f}, the mapping says {claimed:.4f}")
+    if pearson is None or pearson < LEAST_COSINE:
+        return answer(cosine, False, f"{targets[0]} does not show the values that the rule gives")
+    return answer(cosine, False)
 
 
 def compare(a: Checkpoint, b: Checkpoint, match: Match) -> _Sums | None:
     """Moments of A's values, laid out as the match says, against B's; None where the shapes do not fit."""
-    names_a, names_b = flat(match.sources), flat(match.targets)
-    if not match.ops and len(names_a) == len(names_b) == 1:
+    entries = [Level(OVER, e) if isinstance(e, tuple) else e for e in match.sources]
+    return _moments(a, b, match.ops, entries, flat(match.sources), flat(match.targets))
+
+
+def _moments(
+    a: Checkpoint,
+    b: Checkpoint,
+    ops: Sequence[Operation],
+    names: Sequence[Any],
+    names_a: Sequence[str],
+    names_b: Sequence[str],
+) -> _Sums | None:
+    """Moments of a chain over (nested) source names against the targets."""
+    if not ops and len(names_a) == len(names_b) == 1:
         return _direct(a, b, names_a[0], names_b[0])
     dtype = a.specs[names_a[0]]
     plain = all(a.specs[n].plain and a.specs[n].dtype == dtype.dtype for n in names_a)
     try:
-        entries = [
-            Level(OVER, [_load(a, n, plain) for n in e]) if isinstance(e, tuple) else _load(a, e, plain)
-            for e in match.sources
-        ]
-        made = apply_chain(match.ops, entries)
+        entries = [mapped(e, lambda name: _load(a, name, plain)) for e in names]
+        made = apply_chain(ops, entries)
     except LayoutError:
         return None
-    known = _known(match, entries)
+    known = _known(ops, entries)
     total = _Sums()
-    targets = flat(match.targets)
     arrays = [x for m in made for x in leaves(m)]
-    if len(arrays) != len(targets):
+    if len(arrays) != len(names_b):
         return None
-    for array, name in zip(arrays, targets, strict=True):
+    for array, name in zip(arrays, names_b, strict=True):
         spec = b.specs[name]
         if tuple(array.shape) != spec.shape:
             return None
@@ -135,12 +206,12 @@ def compare(a: Checkpoint, b: Checkpoint, match: Match) -> _Sums | None:
     return total
 
 
-def _known(match: Match, entries: Sequence[Any]) -> list[NDArray[np.bool_]] | None:
-    """Which elements of each target the match gives, None where it gives all."""
-    if not any(op.partial for op in match.ops):
+def _known(ops: Sequence[Operation], entries: Sequence[Any]) -> list[NDArray[np.bool_]] | None:
+    """Which elements of each target a chain gives, None where it gives all."""
+    if not any(op.partial for op in ops):
         return None
     ones = [mapped(e, lambda x: np.ones(x.shape, np.uint8)) for e in entries]
-    return [np.ascontiguousarray(x).reshape(-1) > 0 for m in apply_chain(match.ops, ones) for x in leaves(m)]
+    return [np.ascontiguousarray(x).reshape(-1) > 0 for m in apply_chain(ops, ones) for x in leaves(m)]
 
 
 def _partly(values: NDArray[Any], known: NDArray[np.bool_], b: Checkpoint, spec: TensorSpec) -> _Sums:
@@ -182,7 +253,9 @@ def _direct(a: Checkpoint, b: Checkpoint, name_a: str, name_b: str) -> _Sums | N
     return sums
 
 
-def _block(sums: _Sums, x: NDArray[Any], dtype: str | None, b: Checkpoint, spec: TensorSpec, low: int, high: int) -> None:
+def _block(
+    sums: _Sums, x: NDArray[Any], dtype: str | None, b: Checkpoint, spec: TensorSpec, low: int, high: int
+) -> None:
     """Adds one block: equal codes are enough to know equality, everything else is decoded."""
     if dtype is not None and spec.plain:
         y = b.read_codes(spec.name, low, high)

@@ -24,8 +24,8 @@ __all__ = ["Names", "PartShape", "inverted", "picked", "reordered", "tiled", "wi
 #: placeholder of the tensors that are stacked into one
 OVER = "e"
 _WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-_SIZED = "h d g n m e u v w x y z f t".split()
-_FREE = "k c r j p q s l".split()
+_SIZED = tuple("hdgnmeuvwxyzft")
+_FREE = tuple("kcrjpqsl")
 
 
 class Names:
@@ -40,7 +40,7 @@ class Names:
             if known == size and name not in taken:
                 return name
         word = _WORDS.get(size)
-        pool = ([word] if word else []) + _SIZED + [f"{c}{i}" for i in range(1, 1000) for c in _SIZED]
+        pool = ([word] if word else []) + list(_SIZED) + [f"{c}{i}" for i in range(1, 1000) for c in _SIZED]
         name = next(n for n in pool if n not in self.sizes and n not in taken)
         self.sizes[name] = size
         return name
@@ -72,7 +72,9 @@ class _Factor(NamedTuple):
     rank: tuple[int, int]
 
 
-def _write(left: Sequence[Sequence[int]], right: Sequence[Sequence[int]], sizes: Sequence[int], names: Names) -> Rearrange | None:
+def _write(
+    left: Sequence[Sequence[int]], right: Sequence[Sequence[int]], sizes: Sequence[int], names: Names
+) -> Rearrange | None:
     """The pattern whose axes are the numbered factors, grouped; None where it would move nothing."""
     if [tuple(g) for g in left] == [tuple(g) for g in right]:
         return None
@@ -80,7 +82,7 @@ def _write(left: Sequence[Sequence[int]], right: Sequence[Sequence[int]], sizes:
     lonely = lonely_left & {g[0] for g in right if len(g) == 1}
     taken: set[str] = set()
     words: dict[int, str] = {}
-    free = iter(_FREE + [f"k{i}" for i in range(1, 100)])
+    free = iter([*_FREE, *(f"k{i}" for i in range(1, 100))])
     for group in left:
         for factor in group:
             word = next(free) if factor in lonely else names.sized(sizes[factor], taken)
@@ -98,7 +100,9 @@ def _write(left: Sequence[Sequence[int]], right: Sequence[Sequence[int]], sizes:
     return Rearrange(f"{side(left)} -> {side(right)}", known)
 
 
-def reordered(shape: tuple[int, ...], order: tuple[int, ...], target: tuple[int, ...], names: Names) -> tuple[Operation, ...]:
+def reordered(
+    shape: tuple[int, ...], order: tuple[int, ...], target: tuple[int, ...], names: Names
+) -> tuple[Operation, ...]:
     """The rearrangement of a tensor of `shape` whose non-1 axes, in `order`, reshape to `target`; () for none."""
     if shape == target and list(order) == sorted(order):
         return ()
@@ -206,7 +210,7 @@ def tiled(
         if direct:
             continue
         goal = ([tiling.groups] if grouped else []) + [part.width] + width
-        digits = [d if d.stride < tiling.width or not grouped else Digit(d.size, d.stride // tiling.width * part.width) for d in part.digits]
+        digits = [_regrouped(d, tiling.width, part.width) if grouped else d for d in part.digits]
         made = _part_pattern(shape, digits, cols, goal, middle_rows, [len(goal) - 1] if cols else [], names)
         if made is False:
             return None
@@ -226,6 +230,11 @@ def tiled(
         if isinstance(made, Rearrange):
             chain.append(made)
     return tuple(chain)
+
+
+def _regrouped(digit: Digit, width: int, part_width: int) -> Digit:
+    """A digit of a group of `width` rows as it stands in the part's own window of `part_width` rows."""
+    return digit if digit.stride < width else Digit(digit.size, digit.stride // width * part_width)
 
 
 def _direct(parts: Sequence[PartShape], whole: tuple[int, ...], rows: list[int], cols: list[int]) -> bool:
@@ -312,7 +321,9 @@ def windowed(
         return (dataclasses.replace(step, axis=rows[0]),)
     flat = _flat_pattern(dims, rows, cols, names)
     height = math.prod(goal[i] for i in goal_rows)
-    made = _middle_pattern([height], [math.prod(goal[i] for i in goal_cols)] if cols else [], goal, goal_rows, goal_cols, names)
+    made = _middle_pattern(
+        [height], [math.prod(goal[i] for i in goal_cols)] if cols else [], goal, goal_rows, goal_cols, names
+    )
     if made is False:
         return None
     steps: list[Operation] = [flat] if flat is not None else []
@@ -327,7 +338,9 @@ def _flat_pattern(dims: tuple[int, ...], rows: list[int], cols: list[int], names
     return _write(left, right, [dims[i] for i in numbers], names)
 
 
-def inverted(chain: Sequence[Operation], entries: Sequence[str | tuple[str, ...]], *, over: str = OVER) -> tuple[Operation, ...]:
+def inverted(
+    chain: Sequence[Operation], entries: Sequence[str | tuple[str, ...]], *, over: str = OVER
+) -> tuple[Operation, ...]:
     """A chain of arrangements from the whole to the parts `entries`, given the one from the parts to the whole."""
-    stacked = {over: len(e) for e in entries if not isinstance(e, str)}
-    return inverse_chain(chain, len(entries), stacked)
+    lengths = [len(e) for e in entries if not isinstance(e, str)]
+    return inverse_chain(chain, len(entries), {over: lengths[0]} if lengths else {})

@@ -9,10 +9,11 @@ import numpy as np
 
 from lineage.checkpoint import Checkpoint
 from lineage.layout.induce import Match, induce
-from lineage.layout.mapping import Mapping, Side
+from lineage.layout.mapping import Mapping, Side, settled
 from lineage.match.certify import Certified, certify
 from lineage.match.chains import Names, reordered
-from lineage.match.fuse import Embedding, components, matches
+from lineage.match.fuse import components, matches
+from lineage.match.joined import joined
 from lineage.match.rows import Provenance, exact_rows, near_rows
 from lineage.match.siblings import siblings
 from lineage.match.structure import Links, Roles, by_structure, load_roles
@@ -61,7 +62,6 @@ class _Finder:
         self.found: dict[str, Match] = {}
         self.extra: list[Match] = []
         self.used_a: set[str] = set()
-        self.embeddings: list[Embedding] = []
         self.certified: list[Certified] = []
 
     # -- what is left
@@ -94,7 +94,9 @@ class _Finder:
         self.wholes(exact(self.a, self.b, self._all(self.a), self.left_b(), level=self.level, seed=self.seed))
         self.wholes(near(self.a, self.b, self._all(self.a), self.left_b(), seed=self.seed, least=UNDOUBTED))
         self.progress("rows")
-        self.rows(exact_rows(self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed), exactly=True)
+        self.rows(
+            exact_rows(self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed), exactly=True
+        )
         if self.left_b():
             self.progress("near copies")
             self.wholes(near(self.a, self.b, self._all(self.a), self.left_b(), seed=self.seed))
@@ -102,14 +104,15 @@ class _Finder:
                 left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
                 self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
         self.progress("biases and gains")
-        for match in siblings(self.a, self.b, self.embeddings, list(self._matches()), self.left_a(), self.left_b(), self.names):
+        for match in siblings(self.a, self.b, list(self._matches()), self.left_a(), self.left_b(), self.names):
             self.keep(match)
         self.progress("structure")
-        expected = self._expected()
-        for match in by_structure(
-            self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles, self.names, expected=expected, seed=self.seed
-        ):
-            self.keep(match)
+        self.structure()
+        if not self._expected():
+            for match in joined(self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles):
+                self.keep(match)
+            for match in siblings(self.a, self.b, list(self._matches()), self.left_a(), self.left_b(), self.names):
+                self.keep(match)
         self.ties()
         self.progress("certifying")
         self.certified = certify(self.a, self.b, [*self._matches(), *self.extra], threads=self.threads)
@@ -133,7 +136,7 @@ class _Finder:
                 self._whole(whole, whole.a)
         for whole in found:
             if whole.ties:
-                options = [n for n in (whole.a, *whole.ties)]
+                options = (whole.a, *whole.ties)
                 self._whole(whole, max(options, key=lambda n: self._fit(n, whole.b)))
 
     def _fit(self, a: str, b: str) -> tuple[float, bool, float]:
@@ -143,15 +146,31 @@ class _Finder:
         shape, target = self.a.checkpoint.specs[a].shape, self.b.checkpoint.specs[whole.b].shape
         order = whole.order if len(whole.order) == len(self.a.shape(a)) else tuple(range(len(self.a.shape(a))))
         ops = reordered(shape, order, target, self.names)
-        self.keep(Match(targets=(whole.b,), sources=(a,), ops=ops, how="values", cosine=whole.cosine, margin=whole.margin))
+        self.keep(
+            Match(targets=(whole.b,), sources=(a,), ops=ops, how="values", cosine=whole.cosine, margin=whole.margin)
+        )
 
     def rows(self, found: Sequence[Provenance], *, exactly: bool) -> None:
         """Takes fusions, splits and permutations in."""
         for component in components(found, self.a, exact=exactly):
-            made, embeddings = matches(component, self.a, self.b, self.names, exact=exactly)
-            for match in made:
+            for match in matches(component, self.a, self.b, self.names, exact=exactly):
                 self.keep(match)
-            self.embeddings += embeddings
+
+    def structure(self) -> None:
+        """Takes in what only structure tells."""
+        expected = self._expected()
+        for match in by_structure(
+            self.a,
+            self.b,
+            self.left_a(),
+            self.left_b(),
+            self.links,
+            self.roles,
+            self.names,
+            expected=expected,
+            seed=self.seed,
+        ):
+            self.keep(match)
 
     def ties(self) -> None:
         """A's tensors that equal a matched one (tied weights stored twice) get a rule of their own for the way back."""
@@ -173,10 +192,13 @@ class _Finder:
         kept = [c.match for c in self.certified if c.holds]
         targets = {t for m in kept for t in _flat(m.targets)}
         sources = {s for m in kept for s in _flat(m.sources)}
+        names_a, names_b = list(self.a.checkpoint.specs), list(self.b.checkpoint.specs)
+        rules, sizes = settled(induce(kept, names_a, names_b))
         return Mapping(
             source=Side(name=self.a.checkpoint.path, tensors=len(self.a.checkpoint)),
             target=Side(name=self.b.checkpoint.path, tensors=len(self.b.checkpoint)),
-            rules=tuple(induce(kept)),
+            sizes=sizes,
+            rules=rules,
             unmatched_source=tuple(s.name for s in self.a.checkpoint if s.name not in sources),
             unmatched_target=tuple(s.name for s in self.b.checkpoint if s.name not in targets),
         )

@@ -23,7 +23,7 @@ from lineage.match.explain import Digit, Strides, strides, tile
 from lineage.match.rows import Provenance, View, columns
 from lineage.match.values import Values
 
-__all__ = ["Embedding", "Piece", "components", "matches"]
+__all__ = ["Fusion", "Piece", "components", "fuse", "matches"]
 
 #: share of a tensor's rows below which a source is taken for a coincidence
 LEAST_SHARE = 0.02
@@ -34,21 +34,35 @@ LEAST_KNOWN = 0.999
 
 
 class Piece(NamedTuple):
-    """Rows of one part and where they lie in the whole, -1 where unknown."""
+    """One part: its full shape, the view that gave its rows, and where they lie in the whole, -1 where unknown."""
 
     name: str
+    shape: tuple[int, ...]
     view: View
     rows: NDArray[np.int64]
 
 
-class Embedding(NamedTuple):
-    """How parts lie in the rows of a whole; the same arrangement serves their biases."""
+class Fusion(NamedTuple):
+    """A whole and the parts that may make it up; `grows` where rows of the whole without a part hold something."""
 
     whole: str
-    rows: int
-    entries: tuple[str | tuple[str, ...], ...]
-    strides: tuple[Strides, ...]
+    shape: tuple[int, ...]
+    view: View
+    pieces: tuple[Piece, ...]
     whole_is_a: bool
+    grows: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole under its view."""
+        lengths = [n for n in self.shape if n != 1]
+        return math.prod(lengths[i] for i in self.view.rows)
+
+    def match(self, entries: Sequence[str | tuple[str, ...]], chain: tuple[Operation, ...]) -> Match:
+        """The match for a chain from the parts to the whole, in the direction from A to B."""
+        if self.whole_is_a:
+            return Match(targets=tuple(entries), sources=(self.whole,), ops=inverted(chain, entries))
+        return Match(targets=(self.whole,), sources=tuple(entries), ops=chain)
 
 
 class Component(NamedTuple):
@@ -75,17 +89,15 @@ def components(found: Sequence[Provenance], a: Values, *, exact: bool) -> list[C
                 graph.add_edge(("b", p.name), ("a", name))
     out = []
     for nodes in nx.connected_components(graph):
-        a = tuple(sorted(n for side, n in nodes if side == "a"))
-        b = tuple(by_name[n] for n in sorted(n for side, n in nodes if side == "b"))
-        if a:
-            out.append(Component(a, b))
+        sources = tuple(sorted(n for side, n in nodes if side == "a"))
+        targets = tuple(by_name[n] for n in sorted(n for side, n in nodes if side == "b"))
+        if sources:
+            out.append(Component(sources, targets))
     return out
 
 
-def matches(
-    component: Component, a: Values, b: Values, names: Names, *, exact: bool
-) -> tuple[list[Match], list[Embedding]]:
-    """Matches that explain a component, and the embeddings behind them.
+def matches(component: Component, a: Values, b: Values, names: Names, *, exact: bool) -> list[Match]:
+    """Matches that explain a component.
 
     Rows that were only nearly found are never taken one by one: single errors among them are expected.
     """
@@ -95,24 +107,18 @@ def matches(
     if len(component.a) == 1:
         attempts.append(_whole_a(component, a, b))
     for attempt in attempts:
-        if attempt is None:
-            continue
-        whole, whole_values, part_values, view, pieces, whole_is_a = attempt
-        fusion = _fusion(whole, whole_values, part_values, view, pieces, names, whole_is_a)
-        if fusion is not None:
-            return [fusion[0]], [fusion[1]]
+        found = None if attempt is None else fuse(attempt, names)
+        if found is not None:
+            return [found]
     if not exact:
-        return [], []
-    return [m for p in component.b if (m := _take(p, a, b, names)) is not None], []
+        return []
+    return [m for p in component.b if (m := _take(p, a, b, names)) is not None]
 
 
-_Attempt = tuple[str, Values, Values, View, list[Piece], bool]
-
-
-def _whole_b(component: Component, a: Values, b: Values) -> _Attempt | None:
+def _whole_b(component: Component, a: Values, b: Values) -> Fusion | None:
     """B's tensor as the whole, A's as its parts."""
     p = component.b[0]
-    pieces = []
+    best: dict[str, Piece] = {}
     for number, (name, view) in enumerate(p.sources):
         mine = np.flatnonzero(p.source == number)
         height = _height(a, name, view)
@@ -120,21 +126,22 @@ def _whole_b(component: Component, a: Values, b: Values) -> _Attempt | None:
             continue
         rows = np.full(height, -1, np.int64)
         rows[p.row[mine]] = mine
-        pieces.append(Piece(name, view, rows))
-    if len({piece.name for piece in pieces}) < len(pieces):
-        pieces = _one_view_each(pieces)
-    return p.name, b, a, p.view, pieces, False
+        if name not in best or (rows >= 0).sum() > (best[name].rows >= 0).sum():
+            best[name] = Piece(name, a.checkpoint.specs[name].shape, view, rows)
+    if not best:
+        return None
+    grows = len(best) == 1 and _grows(b, p, next(iter(best.values())))
+    return Fusion(p.name, b.checkpoint.specs[p.name].shape, p.view, tuple(best.values()), False, grows)
 
 
-def _one_view_each(pieces: list[Piece]) -> list[Piece]:
-    best: dict[str, Piece] = {}
-    for piece in pieces:
-        if piece.name not in best or (piece.rows >= 0).sum() > (best[piece.name].rows >= 0).sum():
-            best[piece.name] = piece
-    return list(best.values())
+def _grows(b: Values, p: Provenance, piece: Piece) -> bool:
+    """Whether rows of B's tensor that come from nowhere hold anything but zeros."""
+    rest = np.setdiff1d(np.arange(len(p.source)), piece.rows)[:64]
+    width = b.size(p.name) // len(p.source)
+    return bool(len(rest)) and bool(columns(b, p.name, p.view, np.arange(width), rest).any())
 
 
-def _whole_a(component: Component, a: Values, b: Values) -> _Attempt | None:
+def _whole_a(component: Component, a: Values, b: Values) -> Fusion | None:
     """A's tensor as the whole, B's as its parts."""
     name = component.a[0]
     votes: Counter[View] = Counter()
@@ -144,11 +151,12 @@ def _whole_a(component: Component, a: Values, b: Values) -> _Attempt | None:
     view = votes.most_common(1)[0][0]
     pieces = []
     for p in component.b:
-        number = next((i for i, (n, v) in enumerate(p.sources) if n == name and v == view), None)
-        if number is None:
+        if (name, view) not in p.sources:
             return None
-        pieces.append(Piece(p.name, p.view, np.where(p.source == number, p.row, -1)))
-    return name, a, b, view, pieces, True
+        number = p.sources.index((name, view))
+        rows = np.where(p.source == number, p.row, -1)
+        pieces.append(Piece(p.name, b.checkpoint.specs[p.name].shape, p.view, rows))
+    return Fusion(name, a.checkpoint.specs[name].shape, view, tuple(pieces), True)
 
 
 def _height(values: Values, name: str, view: View) -> int:
@@ -156,96 +164,59 @@ def _height(values: Values, name: str, view: View) -> int:
     return math.prod(shape[i] for i in view.rows)
 
 
-def _fusion(
-    whole: str, whole_values: Values, part_values: Values, view: View, pieces: list[Piece], names: Names, whole_is_a: bool
-) -> tuple[Match, Embedding] | None:
-    """One match for the whole and its parts, where the parts tile it."""
-    rows = _height(whole_values, whole, view)
+def fuse(fusion: Fusion, names: Names) -> Match | None:
+    """The match of a whole and its parts: parts that tile it, one in another order, or a window of it."""
     found = []
-    for piece in pieces:
+    for piece in fusion.pieces:
         place = strides(piece.rows)
         if place is None:
             return None
         found.append(place)
-    shape = whole_values.checkpoint.specs[whole].shape
-    for grouping in _groupings(pieces, found):
-        placed = [g.strides for g in grouping]
-        tiling = tile(placed, rows)
+    for grouping in _groupings(fusion.pieces, found):
+        tiling = tile([g.strides for g in grouping], fusion.rows)
         if tiling is None:
             continue
-        specs = part_values.checkpoint.specs
-        parts = []
-        for group in grouping:
-            first = group.members[0]
-            stacked = len(group.members) if group.stacked else None
-            parts.append(PartShape(specs[first.name].shape, first.view, stacked))
-        chain = tiled(tiling, parts, shape, view, names)
-        if chain is None:
-            continue
-        entries = tuple(grouping[i].entry for i in tiling.order)
-        embedding = Embedding(whole, rows, entries, tuple(placed[i] for i in tiling.order), whole_is_a)
-        return made(whole, entries, chain, whole_is_a), embedding
-    if len(pieces) == 1 and len(pieces[0].rows) == rows:
-        return _turned(whole, whole_values, part_values, view, pieces[0], found[0], names, whole_is_a)
-    if len(pieces) == 1 and len(pieces[0].rows) < rows and [d.stride for d in found[0].digits] == [1]:
-        return _window(whole, whole_values, part_values, view, pieces[0], found[0], names, whole_is_a)
+        parts = [
+            PartShape(g.members[0].shape, g.members[0].view, len(g.members) if g.stacked else None) for g in grouping
+        ]
+        chain = tiled(tiling, parts, fusion.shape, fusion.view, names)
+        if chain is not None:
+            return fusion.match([grouping[i].entry for i in tiling.order], chain)
+    if len(found) > 1:
+        return None
+    piece, place = fusion.pieces[0], found[0]
+    if len(piece.rows) == fusion.rows:
+        return _turned(fusion, piece, place, names)
+    if len(piece.rows) < fusion.rows and [d.stride for d in place.digits] == [1]:
+        return _window(fusion, piece, place.offset, names)
     return None
 
 
-def _window(
-    whole: str, whole_values: Values, part_values: Values, view: View, piece: Piece, place: Strides, names: Names,
-    whole_is_a: bool,
-) -> tuple[Match, Embedding] | None:  # fmt: skip
-    """A part that is an unbroken window of a larger tensor: rows cut off (from A) or rows that are new (in B)."""
-    shape_whole, shape_part = whole_values.checkpoint.specs[whole].shape, part_values.checkpoint.specs[piece.name].shape
-    rows, start, stop = _height(whole_values, whole, view), place.offset, place.offset + len(piece.rows)
-    if stop > rows:
-        return None
-    embedding = Embedding(whole, rows, (piece.name,), (place,), whole_is_a)
-    if whole_is_a:
-        chain = windowed(PartShape(shape_whole, view), Slice(0, start, stop, rows), shape_part, piece.view, names)
-        return None if chain is None else (Match(targets=(piece.name,), sources=(whole,), ops=chain), embedding)
-    rest = [r for r in range(rows) if not start <= r < stop][:64]
-    shape = whole_values.shape(whole)
-    new = columns(whole_values, whole, view, np.arange(math.prod(shape[i] for i in view.columns)), np.array(rest))
-    pad = Pad(0, start, rows - stop, None if new.any() else 0.0)
-    chain = windowed(PartShape(shape_part, piece.view), pad, shape_whole, view, names)
-    return None if chain is None else (Match(targets=(whole,), sources=(piece.name,), ops=chain), embedding)
-
-
-def _turned(
-    whole: str, whole_values: Values, part_values: Values, view: View, piece: Piece, place: Strides, names: Names,
-    whole_is_a: bool,
-) -> tuple[Match, Embedding] | None:  # fmt: skip
+def _turned(fusion: Fusion, piece: Piece, place: Strides, names: Names) -> Match | None:
     """One tensor whose rows run in another order than any pattern says (swapped halves), as ranges of rows."""
-    if len(np.unique(place.rows())) != len(piece.rows):
+    rows = place.rows()
+    if len(np.unique(rows)) != fusion.rows or rows.min() < 0 or rows.max() >= fusion.rows:
         return None
-    shape_whole, shape_part = whole_values.checkpoint.specs[whole].shape, part_values.checkpoint.specs[piece.name].shape
-    embedding = Embedding(whole, len(piece.rows), (piece.name,), (place,), whole_is_a)
-    match = taken(embedding, piece.name, whole, (shape_part, piece.view), (shape_whole, view), names)
-    return None if match is None else (match, embedding)
+    part, whole = PartShape(piece.shape, piece.view), PartShape(fusion.shape, fusion.view)
+    if fusion.whole_is_a:
+        chain = picked([rows], [whole], piece.shape, piece.view, names)
+        return None if chain is None else Match(targets=(piece.name,), sources=(fusion.whole,), ops=chain)
+    chain = picked([np.argsort(rows)], [part], fusion.shape, fusion.view, names)
+    return None if chain is None else Match(targets=(fusion.whole,), sources=(piece.name,), ops=chain)
 
 
-def taken(
-    embedding: Embedding, part: str, whole: str, part_seen: tuple[tuple[int, ...], View],
-    whole_seen: tuple[tuple[int, ...], View], names: Names,
-) -> Match | None:  # fmt: skip
-    """The match of a part whose rows the embedding puts in another order, as rows taken from A's tensor."""
-    rows = embedding.strides[0].rows()
-    if embedding.whole_is_a:
-        chain = picked([rows], [PartShape(*whole_seen)], part_seen[0], part_seen[1], names)
-        targets, sources = (part,), (whole,)
-    else:
-        chain = picked([np.argsort(rows)], [PartShape(*part_seen)], whole_seen[0], whole_seen[1], names)
-        targets, sources = (whole,), (part,)
-    return None if chain is None else Match(targets=targets, sources=sources, ops=chain, how="values")
-
-
-def made(whole: str, entries: Sequence[str | tuple[str, ...]], chain: tuple[Operation, ...], whole_is_a: bool) -> Match:
-    """The match of a whole and its parts, in the direction from A to B."""
-    if whole_is_a:
-        return Match(targets=tuple(entries), sources=(whole,), ops=inverted(chain, entries), how="values")
-    return Match(targets=(whole,), sources=tuple(entries), ops=chain, how="values")
+def _window(fusion: Fusion, piece: Piece, start: int, names: Names) -> Match | None:
+    """A part that is an unbroken window of a larger tensor: rows cut off (from A) or rows that are new (in B)."""
+    stop = start + len(piece.rows)
+    if stop > fusion.rows:
+        return None
+    if fusion.whole_is_a:
+        step = Slice(0, start, stop, fusion.rows)
+        chain = windowed(PartShape(fusion.shape, fusion.view), step, piece.shape, piece.view, names)
+        return None if chain is None else Match(targets=(piece.name,), sources=(fusion.whole,), ops=chain)
+    pad = Pad(0, start, fusion.rows - stop, None if fusion.grows else 0.0)
+    chain = windowed(PartShape(piece.shape, piece.view), pad, fusion.shape, fusion.view, names)
+    return None if chain is None else Match(targets=(fusion.whole,), sources=(piece.name,), ops=chain)
 
 
 class _Group(NamedTuple):
@@ -261,7 +232,7 @@ class _Group(NamedTuple):
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 
 
-def _groupings(pieces: list[Piece], found: list[Strides]) -> list[list[_Group]]:
+def _groupings(pieces: Sequence[Piece], found: list[Strides]) -> list[list[_Group]]:
     """Ways to gather parts that differ in one number of their names into stacks; none gathered comes last."""
     plain = [_Group((p,), s, False) for p, s in zip(pieces, found, strict=True)]
     families: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
@@ -284,10 +255,10 @@ def _groupings(pieces: list[Piece], found: list[Strides]) -> list[list[_Group]]:
     return [best + [plain[i] for i in sorted(left)], plain]
 
 
-def _stacked(pieces: list[Piece], found: list[Strides]) -> _Group | None:
+def _stacked(pieces: Sequence[Piece], found: list[Strides]) -> _Group | None:
     """One stack of equal parts whose offsets rise evenly."""
     first = found[0]
-    if any(s.digits != first.digits for s in found) or len({(p.view, len(p.rows)) for p in pieces}) > 1:
+    if any(s.digits != first.digits for s in found) or len({(p.view, p.shape) for p in pieces}) > 1:
         return None
     step = found[1].offset - first.offset
     if step <= 0 or any(s.offset != first.offset + i * step for i, s in enumerate(found)):
@@ -311,4 +282,4 @@ def _take(p: Provenance, a: Values, b: Values, names: Names) -> Match | None:
     chain = picked(takes, parts, b.checkpoint.specs[p.name].shape, p.view, names)
     if chain is None:
         return None
-    return Match(targets=(p.name,), sources=tuple(n for n, _ in sources), ops=chain, how="values")
+    return Match(targets=(p.name,), sources=tuple(n for n, _ in sources), ops=chain)

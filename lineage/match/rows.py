@@ -156,7 +156,9 @@ def _keys(samples: NDArray[np.float32], level: str) -> tuple[NDArray[np.uint64],
     """One 64-bit key a row, and which rows say something (not constant, all finite)."""
     rounded = decode(encode(samples, level), level).astype(np.float32) + np.float32(0)
     says = np.isfinite(rounded).all(axis=1) & (rounded != rounded[:, :1]).any(axis=1)
-    weights = np.random.default_rng(20_241).integers(1, 2**63, rounded.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    weights = np.random.default_rng(20_241).integers(1, 2**63, rounded.shape[1], dtype=np.uint64) * np.uint64(
+        2
+    ) + np.uint64(1)
     codes = np.ascontiguousarray(rounded).view(np.uint32).astype(np.uint64)
     codes ^= codes >> np.uint64(15)
     codes *= np.uint64(0x9E3779B97F4A7C15)
@@ -258,12 +260,11 @@ def _unit(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     clean = np.where(np.isfinite(samples), samples, 0).astype(np.float32)
     clean = clean - clean.mean(axis=1, keepdims=True)
     length = np.linalg.norm(clean, axis=1, keepdims=True)
-    return clean / np.where(length > 0, length, np.inf)
+    scaled: NDArray[np.float32] = clean / np.where(length > 0, length, np.inf)
+    return scaled
 
 
-def near_rows(
-    a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int
-) -> list[Provenance]:
+def near_rows(a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int) -> list[Provenance]:
     """Provenance of B's tensors by correlation: a few rows against all of A's first, then whole against the sources.
 
     A row without a clear nearest neighbour stays -1; single errors are expected and left to the explanation.

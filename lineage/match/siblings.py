@@ -1,45 +1,57 @@
 """Biases and gains that go where the matrix beside them went.
 
-A vector says little by itself: after a fusion it is no row of anything. So the arrangement found for the rows of a
-matrix is tried on the tensors that share its name up to the last word, and held against their values.
+A vector says little by itself: after a fusion it is no row of anything. So the way a matrix went is followed with
+the numbers of its rows (or columns) in place of its values, and what comes out says where the elements of a vector
+with the same stem and that many elements belong. Values are then held against it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lineage.layout.axes import LayoutError
+from lineage.layout.chain import Level, apply_chain, inverse_chain, leaves
 from lineage.layout.induce import Match
-from lineage.match.chains import Names, PartShape, reordered, tiled
-from lineage.match.explain import tile
-from lineage.match.fuse import Embedding, made, taken
+from lineage.match.certify import flat
+from lineage.match.chains import OVER, Names
+from lineage.match.fuse import Fusion, Piece, fuse
 from lineage.match.rows import View
 from lineage.match.structure import leaf, stem
 from lineage.match.values import Values, agreement
 
 __all__ = ["siblings"]
 
+#: elements of a matrix above which its way is not followed
+LARGE = 1 << 27
+
+Entries = Sequence[str | tuple[str, ...]]
+
+
 def siblings(
-    a: Values, b: Values, embeddings: Sequence[Embedding], matches: Sequence[Match],
-    left_a: Iterable[str], left_b: Iterable[str], names: Names,
-) -> list[Match]:  # fmt: skip
-    """Matches of left-over tensors that follow an embedding or a whole match of their module."""
+    a: Values, b: Values, matches: Sequence[Match], left_a: Iterable[str], left_b: Iterable[str], names: Names
+) -> list[Match]:
+    """Matches of left-over tensors that go the way of a matrix with the same stem."""
     beside_a, beside_b = _by_stem(left_a), _by_stem(left_b)
     found: list[Match] = []
-    for embedding in embeddings:
-        wholes, parts = (beside_a, beside_b) if embedding.whole_is_a else (beside_b, beside_a)
-        whole_values, part_values = (a, b) if embedding.whole_is_a else (b, a)
-        for whole in wholes.get(stem(embedding.whole), ()):
-            match = _follow(embedding, whole, parts, whole_values, part_values, names)
-            if match is not None:
-                found.append(match)
     for match in matches:
-        if len(match.sources) == len(match.targets) == 1 and isinstance(match.sources[0], str) and isinstance(match.targets[0], str):
-            found += _beside(match.sources[0], match.targets[0], beside_a, beside_b, a, b, names)
+        if len(match.sources) == 1 and isinstance(match.sources[0], str):
+            whole, parts, whole_is_a = match.sources[0], match.targets, True
+        elif len(match.targets) == 1 and isinstance(match.targets[0], str):
+            whole, parts, whole_is_a = match.targets[0], match.sources, False
+        else:
+            continue
+        wholes, others = (beside_a, beside_b) if whole_is_a else (beside_b, beside_a)
+        for other in wholes.get(stem(whole), ()):
+            got = _follow(match, whole, other, parts, others, (a, b) if whole_is_a else (b, a), names, whole_is_a)
+            if got is not None:
+                found.append(got)
     return found
 
 
@@ -50,80 +62,116 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _pick(options: Sequence[str], size: int, like: str, values: Values) -> str | None:
-    """The option of that many elements: the one with the same last word, or the only one."""
-    fits = [n for n in options if values.size(n) == size]
-    same = [n for n in fits if leaf(n) == leaf(like)]
-    return same[0] if len(same) == 1 else fits[0] if len(fits) == 1 else None
+def _beside(entries: Entries, others: dict[str, list[str]], like: str, whole: Values, parts: Values) -> list[list[str]]:
+    """For every part the tensors that may stand beside it as `like` stands beside the whole: same last word first."""
+    found = []
+    for name in flat(entries):
+        options = [o for o in others.get(stem(name), ()) if parts.size(o) <= whole.size(like)]
+        options.sort(key=lambda o: leaf(o) != leaf(like))
+        found.append(options)
+    return found
 
 
 def _follow(
-    embedding: Embedding, whole: str, parts: dict[str, list[str]], whole_values: Values, part_values: Values, names: Names
-) -> Match | None:
-    """The embedding applied to vectors beside its tensors."""
-    if whole_values.size(whole) != embedding.rows:
+    match: Match, whole: str, other: str, parts: Entries, others: dict[str, list[str]], values: tuple[Values, Values],
+    names: Names, whole_is_a: bool,
+) -> Match | None:  # fmt: skip
+    """The match of `other`, beside the whole, and of what stands beside the parts."""
+    of_whole, of_parts = values
+    options = _beside(parts, others, other, of_whole, of_parts)
+    if not all(options) or of_whole.size(whole) > LARGE:
         return None
-    entries: list[str | tuple[str, ...]] = []
-    shapes: list[PartShape] = []
-    for entry, place in zip(embedding.entries, embedding.strides, strict=True):
-        members = (entry,) if isinstance(entry, str) else entry
-        size = math.prod(d.size for d in place.digits) // len(members)
-        picked = [_pick(parts.get(stem(m), ()), size, whole, part_values) for m in members]
-        if any(p is None for p in picked):
-            return None
-        chosen = tuple(str(p) for p in picked)
-        entries.append(chosen[0] if isinstance(entry, str) else chosen)
-        shape = part_values.checkpoint.specs[chosen[0]].shape
-        shapes.append(PartShape(shape, _all_rows(shape), None if isinstance(entry, str) else len(members)))
-    shape = whole_values.checkpoint.specs[whole].shape
-    match = _arranged(embedding, whole, shape, entries, shapes, names)
-    if match is None:
+    chosen = [o[0] for o in options]
+    sizes = [of_parts.size(n) for n in chosen]
+    if sum(sizes) != of_whole.size(other):
         return None
-    value = np.full(embedding.rows, np.nan, np.float32)
-    for entry, place in zip(entries, embedding.strides, strict=True):
-        members = (entry,) if isinstance(entry, str) else entry
-        value[place.rows()] = np.concatenate([part_values.whole(m) for m in members])
-    how, _ = agreement(value, whole_values.whole(whole))
+    shapes = [of_parts.checkpoint.specs[n].shape for n in flat(parts)]
+    for axes in _axes(shapes, sizes):
+        places = _carried(match, parts, shapes, sizes, axes, whole_is_a)
+        if places is None or len(places) != of_whole.size(other):
+            continue
+        got = _written(other, chosen, sizes, places, values, names, whole_is_a)
+        if got is not None:
+            return got
+    return None
+
+
+def _axes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Axes of the parts that have as many places as the vectors beside them, output axes first."""
+    dimensions = {len(s) for s in shapes}
+    if len(dimensions) != 1:
+        return []
+    count = dimensions.pop()
+    found = []
+    for length in range(1, count + 1):
+        for axes in itertools.combinations(range(count), length):
+            fits = all(math.prod(s[i] for i in axes) == n for s, n in zip(shapes, sizes, strict=True))
+            if fits and all(any(s[i] != 1 for s in shapes) for i in axes):
+                found.append(axes)
+    return found
+
+
+def _carried(
+    match: Match, parts: Entries, shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], axes: tuple[int, ...],
+    whole_is_a: bool,
+) -> NDArray[np.int64] | None:  # fmt: skip
+    """For each element beside the whole the number of the element beside the parts that it is; None if they mix."""
+    starts = np.cumsum([0, *sizes[:-1]])
+    numbered = iter([_numbers(s, axes, int(at)) for s, at in zip(shapes, starts, strict=True)])
+    entries: list[Any] = [
+        next(numbered) if isinstance(e, str) else Level(OVER, [next(numbered) for _ in e]) for e in parts
+    ]
+    try:
+        chain = match.ops
+        if whole_is_a:
+            lengths = [len(e) for e in parts if not isinstance(e, str)]
+            chain = inverse_chain(match.ops, 1, {OVER: lengths[0]} if lengths else {})
+        results = [x for r in apply_chain(chain, entries) for x in leaves(r)]
+    except LayoutError:
+        return None
+    if len(results) != 1:
+        return None
+    array: NDArray[Any] = results[0]
+    for axis in range(array.ndim):
+        first = array.take([0], axis=axis)
+        if np.array_equal(np.broadcast_to(first, array.shape), array):
+            array = first
+    return array.reshape(-1).astype(np.int64)
+
+
+def _numbers(shape: tuple[int, ...], axes: tuple[int, ...], start: int) -> NDArray[np.int32]:
+    """An array of `shape` that holds, everywhere, the number of its place along `axes`."""
+    lengths = [shape[i] for i in axes]
+    small = np.arange(start, start + math.prod(lengths), dtype=np.int32).reshape(
+        [shape[i] if i in axes else 1 for i in range(len(shape))]
+    )
+    return np.broadcast_to(small, shape)
+
+
+def _written(
+    other: str, chosen: Sequence[str], sizes: Sequence[int], places: NDArray[np.int64], values: tuple[Values, Values],
+    names: Names, whole_is_a: bool,
+) -> Match | None:  # fmt: skip
+    """The match that puts the elements of `chosen` at `places`, where their values do not speak against it."""
+    of_whole, of_parts = values
+    if len(np.unique(places)) != len(places):
+        return None
+    together = np.concatenate([of_parts.whole(n) for n in chosen])
+    how, _ = agreement(together[places], of_whole.whole(other))
     if how is None:
         return None
-    return Match(targets=match.targets, sources=match.sources, ops=match.ops, how=how)
-
-
-def _arranged(
-    embedding: Embedding, whole: str, shape: tuple[int, ...], entries: list[str | tuple[str, ...]],
-    shapes: list[PartShape], names: Names,
-) -> Match | None:  # fmt: skip
-    """The embedding written for vectors: a tiling of patterns, or rows taken."""
-    tiling = tile(embedding.strides, embedding.rows)
-    if tiling is None:
-        seen_part, seen_whole = (shapes[0].shape, shapes[0].view), (shape, _all_rows(shape))
-        first = entries[0]
-        return taken(embedding, first, whole, seen_part, seen_whole, names) if isinstance(first, str) else None
-    chain = tiled(tiling, shapes, shape, _all_rows(shape), names)
-    if chain is None:
+    back = np.argsort(places)
+    starts = np.cumsum([0, *sizes])
+    pieces = []
+    for k, name in enumerate(chosen):
+        shape = of_parts.checkpoint.specs[name].shape
+        pieces.append(Piece(name, shape, _all_rows(shape), back[starts[k] : starts[k + 1]]))
+    shape = of_whole.checkpoint.specs[other].shape
+    got = fuse(Fusion(other, shape, _all_rows(shape), tuple(pieces), whole_is_a), names)
+    if got is None:
         return None
-    return made(whole, [entries[i] for i in tiling.order], chain, embedding.whole_is_a)
+    return Match(targets=got.targets, sources=got.sources, ops=got.ops, how=how)
 
 
 def _all_rows(shape: Sequence[int]) -> View:
     return View(tuple(range(sum(n != 1 for n in shape))), ())
-
-
-def _beside(
-    source: str, target: str, beside_a: dict[str, list[str]], beside_b: dict[str, list[str]], a: Values, b: Values, names: Names
-) -> list[Match]:
-    """Vectors beside two tensors that correspond as wholes."""
-    found = []
-    for name in beside_b.get(stem(target), ()):
-        size = b.size(name)
-        other = _pick(beside_a.get(stem(source), ()), size, name, a)
-        if other is None:
-            continue
-        how, _ = agreement(a.whole(other), b.whole(name))
-        if how is None:
-            continue
-        shape = a.checkpoint.specs[other].shape
-        order = tuple(range(sum(n != 1 for n in shape)))
-        ops = reordered(shape, order, b.checkpoint.specs[name].shape, names)
-        found.append(Match(targets=(name,), sources=(other,), ops=ops, how=how))
-    return found

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.layout.induce import Match
+from lineage.layout.mapping import How
 from lineage.match.chains import Names, reordered
 from lineage.match.values import Values, agreement
 from lineage.match.whole import orders
 
-__all__ = ["Links", "Roles", "by_structure", "leaf", "load_roles", "stem", "tokens"]
+__all__ = ["Links", "Roles", "ancestors", "by_structure", "leaf", "load_order", "load_roles", "stem", "tokens"]
 
 _SEPARATOR = re.compile(r"[./_\s\[\]'-]+")
 
@@ -73,7 +74,7 @@ class Links:
         self.both.update((x, y) for x in up_a for y in up_b)
 
     def closeness(self, a: str, b: str) -> float:
-        """0 to 1: how well some ancestor of A's tensor is the image of some ancestor of B's, close ones counting most."""
+        """0 to 1: how well an ancestor of A's tensor is the image of one of B's, close ancestors counting most."""
         best = 0.0
         for x in _near(a):
             for y in _near(b):
@@ -166,14 +167,31 @@ def load_roles() -> Roles:
     return Roles(yaml.safe_load(mapping_file("names/roles.yaml").read_text(encoding="utf-8")))
 
 
+def load_order() -> list[str]:
+    """Roles in the order in which fused tensors hold them."""
+    import yaml
+
+    from lineage.data import mapping_file
+
+    return list(yaml.safe_load(mapping_file("names/order.yaml").read_text(encoding="utf-8")))
+
+
 #: score that a pair needs: close neighbours, or names that share most of their words
 LEAST_SCORE = 0.35
 CLOSENESS, LIKENESS, VALUE, SAME, EQUAL, PLACE, NUMBERS = 1.0, 0.8, 1.5, 1.0, 0.3, 0.1, 0.3
 
 
 def by_structure(
-    a: Values, b: Values, left_a: Sequence[str], left_b: Sequence[str], links: Links, roles: Roles, names: Names, *,
-    expected: float, seed: int
+    a: Values,
+    b: Values,
+    left_a: Sequence[str],
+    left_b: Sequence[str],
+    links: Links,
+    roles: Roles,
+    names: Names,
+    *,
+    expected: float,
+    seed: int,
 ) -> list[Match]:
     """Matches among what is left, one group of interchangeable shapes at a time."""
     place_a, place_b = places(left_a), places(left_b)
@@ -189,7 +207,7 @@ def by_structure(
         if not theirs or len(mine) * len(theirs) > 4_000_000:
             continue
         scores = np.full((len(mine), len(theirs)), -np.inf)
-        hows: dict[tuple[int, int], str] = {}
+        hows: dict[tuple[int, int], How] = {}
         for i, x in enumerate(mine):
             for j, y in enumerate(theirs):
                 score, how = _score(a, b, y, x, links, roles, expected)
@@ -207,15 +225,17 @@ def by_structure(
     return found
 
 
-def _score(a: Values, b: Values, name_a: str, name_b: str, links: Links, roles: Roles, expected: float) -> tuple[float, str]:
+def _score(
+    a: Values, b: Values, name_a: str, name_b: str, links: Links, roles: Roles, expected: float
+) -> tuple[float, How]:
     """How likely two left-over tensors correspond, and on what ground."""
     if not orders(a.shape(name_a), b.shape(name_b)):
-        return -math.inf, ""
+        return -math.inf, "structure"
     score = CLOSENESS * links.closeness(name_a, name_b) + LIKENESS * roles.likeness(name_a, name_b)
     numbers_a, numbers_b = numbers(name_a), numbers(name_b)
     if numbers_a and numbers_b:
         score += NUMBERS if numbers_a == numbers_b else -NUMBERS
-    how = "structure"
+    how: How = "structure"
     if name_a == name_b:
         score, how = score + SAME, "name"
     if a.shape(name_a) == b.shape(name_b):
@@ -227,7 +247,7 @@ def _score(a: Values, b: Values, name_a: str, name_b: str, links: Links, roles: 
         if flat_x != flat_y:
             score -= EQUAL
         elif told is None and expected and how != "name":
-            return -math.inf, ""
+            return -math.inf, "structure"
         elif told is None and expected:
             score -= SAME
         score += VALUE * max(r, 0.0)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.dtypes import FLOATS
+from lineage.layout.mapping import How
 
 __all__ = ["Values", "agreement", "coarsest", "lattice"]
 
@@ -131,9 +132,7 @@ def lattice(shape: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:
     return flat.astype(np.int64)
 
 
-def agreement(
-    x: NDArray[np.float32], y: NDArray[np.float32], expected: float = 0.0
-) -> tuple[str | None, float]:
+def agreement(x: NDArray[np.float32], y: NDArray[np.float32], expected: float = 0.0) -> tuple[How | None, float]:
     """What the values of two vectors say of them, and their correlation (0 where there is none).
 
     `values` where they correlate, `structure` where they cannot tell, None where they speak against it. `expected`

@@ -139,8 +139,8 @@ def exact(
 
 def _standard(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows centred and scaled to length one; rows that are constant or not finite become zero."""
-    finite = np.isfinite(samples).all(axis=1)
-    centred = np.where(finite[:, None], samples, 0).astype(np.float64)
+    finite = np.asarray(np.isfinite(samples).all(axis=1, keepdims=True))
+    centred = np.where(finite, samples, 0).astype(np.float64)
     centred -= centred.mean(axis=1, keepdims=True)
     length = np.sqrt((centred**2).sum(axis=1, keepdims=True))
     scale = np.abs(samples[:, :1]).astype(np.float64) * math.sqrt(samples.shape[1]) * 1e-6

@@ -1,0 +1,90 @@
+"""Fusions that only structure shows: the left-over tensors of one module, one after the other, fill another's.
+
+For weights that were trained anew no value tells in which order rows stand; the order that fused layouts share is
+data (`mappings/names/order.yaml`), and the match says `structure`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from lineage.layout.induce import Match
+from lineage.layout.operations import Concat, Split
+from lineage.match.structure import LEAST_SCORE, Links, Roles, ancestors, load_order
+from lineage.match.values import Values
+
+__all__ = ["joined"]
+
+#: parts that one tensor may be made of
+MOST_PARTS = 4
+
+
+def joined(
+    a: Values, b: Values, left_a: Sequence[str], left_b: Sequence[str], links: Links, roles: Roles
+) -> list[Match]:
+    """Matches of one left-over matrix with all left-over matrices of one module on the other side."""
+    order = load_order()
+    found = []
+    for whole, parts, axis in _fillings(b, a, left_b, left_a, links, roles, order, turned=False):
+        sizes = tuple(a.checkpoint.specs[n].shape[axis] for n in parts)
+        concat = Concat(axis, None if len(set(sizes)) == 1 else sizes)
+        found.append(Match(targets=(whole,), sources=parts, ops=(concat,), how="structure"))
+    taken = {n for m in found for n in m.sources}
+    rest = [n for n in left_a if n not in taken]
+    made = {t for m in found for t in m.targets}
+    for whole, parts, axis in _fillings(
+        a, b, rest, [n for n in left_b if n not in made], links, roles, order, turned=True
+    ):
+        sizes = tuple(b.checkpoint.specs[n].shape[axis] for n in parts)
+        equal = len(set(sizes)) == 1
+        split = Split(axis, len(sizes) if equal else None, None if equal else sizes)
+        found.append(Match(targets=parts, sources=(whole,), ops=(split,), how="structure"))
+    return found
+
+
+def _fillings(
+    wholes: Values, others: Values, left: Sequence[str], parts: Sequence[str], links: Links, roles: Roles,
+    order: Sequence[str], *, turned: bool,
+) -> Iterable[tuple[str, tuple[str, ...], int]]:  # fmt: skip
+    """(whole, parts, axis) where the parts' lengths along the axis add up and their module is close to the whole."""
+    modules: dict[str, list[str]] = defaultdict(list)
+    for name in parts:
+        for above in ancestors(name)[:3]:
+            if above:
+                modules[above].append(name)
+    used: set[str] = set()
+    for whole in left:
+        shape = wholes.checkpoint.specs[whole].shape
+        best: tuple[float, tuple[str, ...], int] | None = None
+        for members in modules.values():
+            if len(members) > 4 * MOST_PARTS or used & set(members):
+                continue
+            for axis in range(min(2, len(shape))):
+                fits = [n for n in members if _beside(others.checkpoint.specs[n].shape, shape, axis)]
+                if not 2 <= len(fits) <= MOST_PARTS:
+                    continue
+                if sum(others.checkpoint.specs[n].shape[axis] for n in fits) != shape[axis]:
+                    continue
+                score = sum(
+                    (links.closeness(whole, n) if turned else links.closeness(n, whole)) + roles.likeness(n, whole)
+                    for n in fits
+                ) / len(fits)
+                if best is None or score > best[0]:
+                    best = score, tuple(sorted(fits, key=lambda n: _place(n, roles, order))), axis
+        if best is not None and best[0] >= LEAST_SCORE:
+            used |= set(best[1])
+            yield whole, best[1], best[2]
+
+
+def _beside(shape: tuple[int, ...], whole: tuple[int, ...], axis: int) -> bool:
+    """Whether a tensor fits beside others along an axis of the whole."""
+    return len(shape) == len(whole) and all(
+        n == m for i, (n, m) in enumerate(zip(shape, whole, strict=True)) if i != axis
+    )
+
+
+def _place(name: str, roles: Roles, order: Sequence[str]) -> tuple[int, str]:
+    """Where the part stands in the whole: by the first role that its name has."""
+    mine = roles.of(name)
+    return next((i for i, role in enumerate(order) if role in mine), len(order)), name

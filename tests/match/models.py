@@ -1,0 +1,257 @@
+"""Small networks of random weights in one layout, and the same weights in others: what converters do, on the spot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+from numpy.typing import NDArray
+
+from lineage.checkpoint.dtypes import encode
+
+Tensors = dict[str, NDArray[Any]]
+
+HEADS, KV, HEAD, WIDTH, FFN, VOCAB, LAYERS, EXPERTS = 6, 2, 8, 48, 80, 96, 3, 4
+
+
+def save(path: Path, tensors: Tensors, dtype: str = "F32") -> Path:
+    """Writes a safetensors file by hand: header, then data."""
+    import json
+
+    head: dict[str, Any] = {}
+    blobs, at = [], 0
+    for name, array in tensors.items():
+        raw = encode(np.ascontiguousarray(array), dtype).tobytes()
+        head[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, at + len(raw)]}
+        blobs.append(raw)
+        at += len(raw)
+    text = json.dumps(head).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(blobs))
+    return path
+
+
+def noisy(tensors: Tensors, share: float, seed: int) -> Tensors:
+    """Normal noise of `share` standard deviations on every tensor."""
+    rng = np.random.default_rng(seed)
+    return {n: (x + share * x.std() * rng.standard_normal(x.shape)).astype(np.float32) for n, x in tensors.items()}
+
+
+def language_model(seed: int = 0, *, experts: bool = False, width: int = WIDTH) -> Tensors:
+    """Grouped queries, gated MLP, gains around one; separate projections, output by input."""
+    rng = np.random.default_rng(seed)
+
+    def matrix(*shape: int) -> NDArray[Any]:
+        return (rng.standard_normal(shape) / math.sqrt(shape[-1])).astype(np.float32)
+
+    def gain() -> NDArray[Any]:
+        return (1 + 0.2 * rng.standard_normal(width)).astype(np.float32)
+
+    out: Tensors = {"model.embed_tokens.weight": matrix(VOCAB, width)}
+    for i in range(LAYERS):
+        at = f"model.layers.{i}."
+        for name, rows in (("q", HEADS), ("k", KV), ("v", KV)):
+            out[at + f"self_attn.{name}_proj.weight"] = matrix(rows * HEAD, width)
+            out[at + f"self_attn.{name}_proj.bias"] = matrix(rows * HEAD)
+        out[at + "self_attn.o_proj.weight"] = matrix(width, HEADS * HEAD)
+        for e in range(EXPERTS) if experts else [None]:
+            mlp = at + ("mlp." if e is None else f"mlp.experts.{e}.")
+            out[mlp + "gate_proj.weight"] = matrix(FFN, width)
+            out[mlp + "up_proj.weight"] = matrix(FFN, width)
+            out[mlp + "down_proj.weight"] = matrix(width, FFN)
+        out[at + "input_layernorm.weight"] = gain()
+        out[at + "post_attention_layernorm.weight"] = gain()
+    out["model.norm.weight"] = gain()
+    out["lm_head.weight"] = matrix(VOCAB, width)
+    return out
+
+
+def each_layer(a: Tensors, layer: Callable[[Tensors, int], Tensors]) -> Tensors:
+    """What `layer` makes of every layer (names without their prefix), and the rest renamed."""
+    out: Tensors = {
+        "wte.weight": a["model.embed_tokens.weight"],
+        "ln_f.weight": a["model.norm.weight"],
+        "output.weight": a["lm_head.weight"],
+    }
+    for i in range(LAYERS):
+        at = f"model.layers.{i}."
+        made = layer({n[len(at) :]: x for n, x in a.items() if n.startswith(at)}, i)
+        out |= {f"blocks.{i}.{n}": x for n, x in made.items()}
+    return out
+
+
+_PLAIN = {
+    "self_attn.o_proj.weight": "attn.out.weight",
+    "mlp.down_proj.weight": "ffn.w2.weight",
+    "input_layernorm.weight": "norm_a.weight",
+    "post_attention_layernorm.weight": "norm_b.weight",
+}
+
+
+def _rest(t: Tensors) -> Tensors:
+    return {new: t[old] for old, new in _PLAIN.items()}
+
+
+def _qkv(t: Tensors, kind: str) -> list[NDArray[Any]]:
+    return [t[f"self_attn.{n}_proj.{kind}"] for n in "qkv"]
+
+
+def renamed(a: Tensors) -> Tensors:
+    """Other names; the two gains of a layer trade theirs."""
+    out = {n.replace("model.layers.", "h.").replace("self_attn", "attention"): x for n, x in a.items()}
+    for i in range(LAYERS):
+        one, two = f"h.{i}.input_layernorm.weight", f"h.{i}.post_attention_layernorm.weight"
+        out[one], out[two] = out[two], out[one]
+    return out
+
+
+def fused(a: Tensors) -> Tensors:
+    """q, k and v of unequal size in one tensor, gate and up in one; biases too."""
+
+    def layer(t: Tensors, _: int) -> Tensors:
+        return _rest(t) | {
+            "attn.qkv.weight": np.concatenate(_qkv(t, "weight")),
+            "attn.qkv.bias": np.concatenate(_qkv(t, "bias")),
+            "ffn.w13.weight": np.concatenate([t["mlp.gate_proj.weight"], t["mlp.up_proj.weight"]]),
+        }
+
+    return each_layer(a, layer)
+
+
+def grouped(a: Tensors) -> Tensors:
+    """Each key/value group holds its queries, its key and its value; gate and up rows alternate."""
+
+    def group(parts: list[NDArray[Any]]) -> NDArray[Any]:
+        split = [x.reshape(KV, x.shape[0] // KV, *x.shape[1:]) for x in parts]
+        joined = np.concatenate(split, axis=1)
+        return joined.reshape(-1, *parts[0].shape[1:])
+
+    def layer(t: Tensors, _: int) -> Tensors:
+        pair = np.stack([t["mlp.gate_proj.weight"], t["mlp.up_proj.weight"]], axis=1)
+        return _rest(t) | {
+            "attn.qkv.weight": group(_qkv(t, "weight")),
+            "attn.qkv.bias": group(_qkv(t, "bias")),
+            "ffn.w13.weight": rearrange(pair, "f two k -> (f two) k"),
+        }
+
+    return each_layer(a, layer)
+
+
+def rotary(a: Tensors) -> Tensors:
+    """Rows of q and k in pairs instead of halves, biases along; kernels input by output."""
+
+    def turn(x: NDArray[Any]) -> NDArray[Any]:
+        return rearrange(x, "(h two d) ... -> (h d two) ...", two=2, d=HEAD // 2)
+
+    def layer(t: Tensors, _: int) -> Tensors:
+        q, k, v = _qkv(t, "weight")
+        bq, bk, bv = _qkv(t, "bias")
+        return _rest(t) | {
+            "attn.wq.weight": turn(q),
+            "attn.wk.weight": turn(k),
+            "attn.wv.weight": v,
+            "attn.wq.bias": turn(bq),
+            "attn.wk.bias": turn(bk),
+            "attn.wv.bias": bv,
+            "ffn.w1.kernel": t["mlp.gate_proj.weight"].T,
+            "ffn.w3.kernel": t["mlp.up_proj.weight"].T,
+        }
+
+    return each_layer(a, layer)
+
+
+def scanned(a: Tensors) -> Tensors:
+    """All layers stacked on axis 0, heads as axes of their own, kernels input by output."""
+    layers = [{n: a[f"model.layers.{i}.{n}"] for n in _layer_names(a)} for i in range(LAYERS)]
+
+    def stack(name: str, pattern: str | None = None, **sizes: int) -> NDArray[Any]:
+        rows = [t[name] for t in layers]
+        return np.stack([rearrange(x, pattern, **sizes) for x in rows] if pattern else rows)
+
+    out = {
+        "embedder": a["model.embed_tokens.weight"],
+        "final/scale": a["model.norm.weight"],
+        "head": a["lm_head.weight"],
+    }
+    for n in "qkv":
+        out[f"layers/attn/{n}/kernel"] = stack(f"self_attn.{n}_proj.weight", "(h d) k -> k h d", d=HEAD)
+        out[f"layers/attn/{n}/bias"] = stack(f"self_attn.{n}_proj.bias", "(h d) -> h d", d=HEAD)
+    out["layers/attn/out/kernel"] = stack("self_attn.o_proj.weight", "k (h d) -> h d k", d=HEAD)
+    gate, up = stack("mlp.gate_proj.weight", "f k -> k f"), stack("mlp.up_proj.weight", "f k -> k f")
+    out["layers/mlp/gating"] = np.stack([gate, up], axis=1)
+    out["layers/mlp/linear"] = stack("mlp.down_proj.weight", "k f -> f k")
+    out["layers/pre_attention_norm/scale"] = stack("input_layernorm.weight")
+    out["layers/pre_ffw_norm/scale"] = stack("post_attention_layernorm.weight")
+    return out
+
+
+def _layer_names(a: Tensors) -> list[str]:
+    at = "model.layers.0."
+    return [n[len(at) :] for n in a if n.startswith(at)]
+
+
+def stacked_experts(a: Tensors) -> Tensors:
+    """Experts of a layer in two tensors, gate above up inside."""
+
+    def layer(t: Tensors, _: int) -> Tensors:
+        keep = {new: t[old] for old, new in _PLAIN.items() if old in t}
+        pairs = [
+            np.concatenate([t[f"mlp.experts.{e}.gate_proj.weight"], t[f"mlp.experts.{e}.up_proj.weight"]])
+            for e in range(EXPERTS)
+        ]
+        same = {
+            n.replace("self_attn", "attn"): x for n, x in t.items() if n.startswith("self_attn.") and "o_proj" not in n
+        }
+        return (
+            keep
+            | same
+            | {
+                "moe.gate_up": np.stack(pairs),
+                "moe.down": np.stack([t[f"mlp.experts.{e}.down_proj.weight"] for e in range(EXPERTS)]),
+            }
+        )
+
+    return each_layer(a, layer)
+
+
+def shifted(a: Tensors) -> Tensors:
+    """Gains stored as the difference from one."""
+    return {n.replace("model.", "m/"): x - 1 if "norm" in n else x for n, x in a.items()}
+
+
+def convolutional(seed: int = 0) -> Tensors:
+    """An autoencoder's block: convolutions, 1x1 attention projections, modulation in two halves, gains."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> NDArray[Any]:
+        return (rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]) or 1)).astype(np.float32)
+
+    out: Tensors = {"patch.weight": draw(40, 4, 2, 2), "patch.bias": draw(40)}
+    for i in range(4):
+        out[f"down.{i}.conv.weight"] = draw(40, 40, 3, 3)
+        out[f"down.{i}.conv.bias"] = draw(40)
+        out[f"down.{i}.norm.weight"] = 1 + 0.3 * draw(40)
+        for n in "qkv":
+            out[f"down.{i}.attn.{n}.weight"] = draw(40, 40, 1, 1)
+            out[f"down.{i}.attn.{n}.bias"] = draw(40)
+    out["final.mod.weight"], out["final.mod.bias"] = draw(80, 24), draw(80)
+    return out
+
+
+def unrolled(a: Tensors) -> Tensors:
+    """Channels last, 1x1 convolutions as linear, the patch convolution flat, halves swapped, blocks reversed."""
+    out: Tensors = {"embed.weight": rearrange(a["patch.weight"], "o c h w -> o (h w c)"), "embed.bias": a["patch.bias"]}
+    for i in range(4):
+        old, new = f"down.{i}.", f"levels.{3 - i}."
+        out[new + "conv.kernel"] = rearrange(a[old + "conv.weight"], "o c h w -> h w c o")
+        out[new + "conv.bias"] = a[old + "conv.bias"]
+        out[new + "gain"] = a[old + "norm.weight"]
+        for n in "qkv":
+            out[new + f"to_{n}.weight"] = a[old + f"attn.{n}.weight"][:, :, 0, 0]
+            out[new + f"to_{n}.bias"] = a[old + f"attn.{n}.bias"]
+    for kind in ("weight", "bias"):
+        out[f"out.mod.{kind}"] = np.concatenate([a[f"final.mod.{kind}"][40:], a[f"final.mod.{kind}"][:40]])
+    return out

@@ -1,0 +1,160 @@
+"""The mapping between two layouts is found from the weights, and applying it rebuilds either file bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lineage.apply import apply
+from lineage.checkpoint import open_checkpoint
+from lineage.layout.mapping import Mapping
+from lineage.match import find_mapping
+from tests.match import models
+from tests.match.models import Tensors, save
+
+Layout = Callable[[Tensors], Tensors]
+
+LAYOUTS: dict[str, tuple[Callable[[], Tensors], Layout]] = {
+    "renamed": (models.language_model, models.renamed),
+    "fused": (models.language_model, models.fused),
+    "grouped": (models.language_model, models.grouped),
+    "rotary": (models.language_model, models.rotary),
+    "scanned": (models.language_model, models.scanned),
+    "stacked experts": (lambda: models.language_model(experts=True), models.stacked_experts),
+    "unrolled": (models.convolutional, models.unrolled),
+}
+
+
+def mapped(tmp_path: Path, a: Tensors, b: Tensors, dtype: str = "F32") -> Mapping:
+    """The mapping found between two sets of tensors."""
+    one, two = save(tmp_path / "a.safetensors", a), save(tmp_path / "b.safetensors", b, dtype)
+    return find_mapping(open_checkpoint(one), open_checkpoint(two))
+
+
+def differing(got: Path, wanted: Tensors) -> list[str]:
+    """Names that are missing, too many, or not equal bit by bit."""
+    made = open_checkpoint(got)
+    names = set(made.specs) ^ set(wanted)
+    return sorted(names | {n for n in set(made.specs) & set(wanted) if not np.array_equal(made.tensor(n), wanted[n])})
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_recovered_both_ways(tmp_path: Path, layout: str, turned: bool, noise: float) -> None:
+    make, change = LAYOUTS[layout]
+    a, b = make(), change(make())
+    if turned:
+        a, b = b, a
+    mapping = mapped(tmp_path, a, models.noisy(b, noise, 1) if noise else b)
+    apply(mapping, open_checkpoint(save(tmp_path / "a.safetensors", a)), tmp_path / "made_b.safetensors")
+    apply(mapping, open_checkpoint(save(tmp_path / "b.safetensors", b)), tmp_path / "made_a.safetensors", inverse=True)
+    assert differing(tmp_path / "made_b.safetensors", b) == []
+    assert differing(tmp_path / "made_a.safetensors", a) == []
+    assert mapping.unmatched_source == mapping.unmatched_target == ()
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_a_cast_copy_is_certified_as_equal(tmp_path: Path, dtype: str) -> None:
+    a = models.language_model()
+    mapping = mapped(tmp_path, a, models.fused(a), dtype)
+    evidence = [r.evidence for r in mapping.rules]
+    assert all(e is not None and e.certified and e.cosine == 1.0 for e in evidence)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_gains_stored_minus_one_get_the_constant_back(tmp_path: Path, noise: float) -> None:
+    a = {n: np.round(x * 256) / 256 for n, x in models.language_model().items()}
+    b = models.shifted(a)
+    mapping = mapped(tmp_path, a, models.noisy(b, noise, 1) if noise else b)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
+def test_rows_of_256_elements_are_told_apart_at_a_cosine_of_one_half_root_two(tmp_path: Path) -> None:
+    a = models.language_model(width=256)
+    b = models.grouped(a)
+    mapping = mapped(tmp_path, a, models.noisy(b, 1.0, 1))
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
+def test_constants_are_matched_by_structure_and_never_certified(tmp_path: Path) -> None:
+    a = models.language_model()
+    a |= {n: np.ones_like(x) if "norm" in n else np.zeros_like(x) for n, x in a.items() if x.ndim == 1}
+    b = models.fused(a)
+    mapping = mapped(tmp_path, a, b)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+    gains = [r for r in mapping.rules if any("norm" in t or "ln" in t for t in r.to)]
+    assert gains
+    assert all(r.how != "values" and r.evidence is not None and not r.evidence.certified for r in gains)
+
+
+def test_a_model_trained_anew_is_mapped_by_names_and_structure_only(tmp_path: Path) -> None:
+    a, b = models.language_model(1), models.renamed(models.language_model(2))
+    mapping = mapped(tmp_path, a, b)
+    assert mapping.unmatched_target == ()
+    assert {r.how for r in mapping.rules} <= {"structure", "name"}
+
+
+def test_nothing_is_forced_between_models_of_other_shapes(tmp_path: Path) -> None:
+    mapping = mapped(tmp_path, models.language_model(), models.convolutional())
+    assert mapping.rules == ()
+
+
+def test_layers_left_out_doubled_and_reversed_are_found(tmp_path: Path) -> None:
+    a = models.language_model()
+    order = [2, 0, 0]
+    b = {n: x for n, x in a.items() if ".layers." not in n}
+    for new, old in enumerate(order):
+        b |= {n.replace(f"layers.{old}.", f"layers.{new}."): x for n, x in a.items() if f"layers.{old}." in n}
+    mapping = mapped(tmp_path, a, b)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+    assert all(".layers.1." in n for n in mapping.unmatched_source)
+
+
+def test_a_tied_tensor_stored_twice_serves_both_and_comes_back(tmp_path: Path) -> None:
+    a = models.language_model()
+    a["lm_head.weight"] = a["model.embed_tokens.weight"]
+    b = models.renamed({n: x for n, x in a.items() if n != "lm_head.weight"})
+    mapping = mapped(tmp_path, a, b)
+    apply(mapping, open_checkpoint(tmp_path / "b.safetensors"), tmp_path / "made.safetensors", inverse=True)
+    assert differing(tmp_path / "made.safetensors", a) == []
+
+
+def test_new_vocabulary_rows_are_not_made_up(tmp_path: Path) -> None:
+    a = models.language_model()
+    b = dict(a)
+    rng = np.random.default_rng(5)
+    extra = rng.standard_normal((8, models.WIDTH)).astype(np.float32)
+    b["model.embed_tokens.weight"] = np.concatenate([a["model.embed_tokens.weight"], extra])
+    mapping = mapped(tmp_path, a, b)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == ["model.embed_tokens.weight"]
+    assert "model.embed_tokens.weight" not in open_checkpoint(tmp_path / "made.safetensors").specs
+
+
+def test_the_order_of_tensors_in_a_file_changes_nothing(tmp_path: Path) -> None:
+    a = models.language_model()
+    b = models.grouped(a)
+    straight = mapped(tmp_path, a, b)
+    turned = mapped(tmp_path, dict(reversed(a.items())), dict(reversed(b.items())))
+
+    def said(mapping: Mapping) -> set[tuple[object, ...]]:
+        return {(r.to, r.source, tuple(op.word for op in r.ops)) for r in mapping.rules}
+
+    assert said(straight) == said(turned)
+
+
+def test_a_fused_model_trained_anew_is_still_mapped_whole(tmp_path: Path) -> None:
+    a, b = models.language_model(1), models.fused(models.language_model(2))
+    mapping = mapped(tmp_path, a, b)
+    assert mapping.unmatched_target == mapping.unmatched_source == ()
+    rule = next(r for r in mapping.rules if r.to[0].endswith("qkv.weight"))
+    assert [s.split(".")[-2] for s in rule.source] == ["q_proj", "k_proj", "v_proj"]
+    assert rule.how == "structure"
