@@ -16,9 +16,10 @@ from lineage.match.fuse import components, matches
 from lineage.match.joined import joined
 from lineage.match.rows import Provenance, exact_rows, near_rows
 from lineage.match.siblings import siblings
-from lineage.match.structure import Links, Roles, by_structure, load_roles
+from lineage.match.structure import Links, Structure
 from lineage.match.values import Values, coarsest
 from lineage.match.whole import Whole, exact, near
+from lineage.match.words import Roles, load_roles
 
 __all__ = ["find_mapping"]
 
@@ -159,17 +160,8 @@ class _Finder:
     def structure(self) -> None:
         """Takes in what only structure tells."""
         expected = self._expected()
-        for match in by_structure(
-            self.a,
-            self.b,
-            self.left_a(),
-            self.left_b(),
-            self.links,
-            self.roles,
-            self.names,
-            expected=expected,
-            seed=self.seed,
-        ):
+        structure = Structure(self.a, self.b, self.links, self.roles, expected=expected, seed=self.seed)
+        for match in structure.matches(self.left_a(), self.left_b(), self.names):
             self.keep(match)
 
     def ties(self) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from lineage.layout.induce import Match
 from lineage.layout.operations import Concat, Split
-from lineage.match.structure import LEAST_SCORE, Links, Roles, ancestors, load_order
+from lineage.match.structure import CLASH, LEAST_SCORE, NUMBERS, Links
 from lineage.match.values import Values
+from lineage.match.words import Roles, ancestors, load_order, numbers
 
 __all__ = ["joined"]
 
@@ -48,33 +49,34 @@ def _fillings(
     order: Sequence[str], *, turned: bool,
 ) -> Iterable[tuple[str, tuple[str, ...], int]]:  # fmt: skip
     """(whole, parts, axis) where the parts' lengths along the axis add up and their module is close to the whole."""
+    shapes = {n: others.checkpoint.specs[n].shape for n in parts}
     modules: dict[str, list[str]] = defaultdict(list)
     for name in parts:
         for above in ancestors(name)[:3]:
-            if above:
+            if above and len(shapes[name]) > 1:
                 modules[above].append(name)
-    used: set[str] = set()
+
+    def score(whole: str, fits: Sequence[str]) -> float:
+        near = [links.closeness(whole, n) if turned else links.closeness(n, whole) for n in fits]
+        like = [roles.likeness(n, whole) - (CLASH if roles.clash(n, whole) else 0) for n in fits]
+        same = [NUMBERS if numbers(n) == numbers(whole) else -NUMBERS for n in fits]
+        return (sum(near) + sum(like) + sum(same)) / len(fits)
+
+    options: list[tuple[float, str, tuple[str, ...], int]] = []
     for whole in left:
         shape = wholes.checkpoint.specs[whole].shape
-        best: tuple[float, tuple[str, ...], int] | None = None
-        for members in modules.values():
-            if len(members) > 4 * MOST_PARTS or used & set(members):
+        for members in modules.values() if len(shape) > 1 else ():
+            if len(members) > 4 * MOST_PARTS:
                 continue
-            for axis in range(min(2, len(shape))):
-                fits = [n for n in members if _beside(others.checkpoint.specs[n].shape, shape, axis)]
-                if not 2 <= len(fits) <= MOST_PARTS:
-                    continue
-                if sum(others.checkpoint.specs[n].shape[axis] for n in fits) != shape[axis]:
-                    continue
-                score = sum(
-                    (links.closeness(whole, n) if turned else links.closeness(n, whole)) + roles.likeness(n, whole)
-                    for n in fits
-                ) / len(fits)
-                if best is None or score > best[0]:
-                    best = score, tuple(sorted(fits, key=lambda n: _place(n, roles, order))), axis
-        if best is not None and best[0] >= LEAST_SCORE:
-            used |= set(best[1])
-            yield whole, best[1], best[2]
+            for axis in (0, 1):
+                fits = [n for n in members if _beside(shapes[n], shape, axis)]
+                if 2 <= len(fits) <= MOST_PARTS and sum(shapes[n][axis] for n in fits) == shape[axis]:
+                    options.append((score(whole, fits), whole, tuple(fits), axis))
+    used: set[str] = set()
+    for found, whole, chosen, axis in sorted(options, key=lambda o: (-o[0], o[1:])):
+        if found >= LEAST_SCORE and not used & {whole, *chosen}:
+            used |= {whole, *chosen}
+            yield whole, tuple(sorted(chosen, key=lambda n: _place(n, roles, order))), axis
 
 
 def _beside(shape: tuple[int, ...], whole: tuple[int, ...], axis: int) -> bool:

@@ -23,8 +23,8 @@ from lineage.match.certify import flat
 from lineage.match.chains import OVER, Names
 from lineage.match.fuse import Fusion, Piece, fuse
 from lineage.match.rows import View
-from lineage.match.structure import leaf, stem
 from lineage.match.values import Values, agreement
+from lineage.match.words import leaf, stem
 
 __all__ = ["siblings"]
 
@@ -90,7 +90,7 @@ def _follow(
         places = _carried(match, parts, shapes, sizes, axes, whole_is_a)
         if places is None or len(places) != of_whole.size(other):
             continue
-        got = _written(other, chosen, sizes, places, values, names, whole_is_a)
+        got = _written(other, chosen, sizes, places, values, names, whole_is_a, told=match.how == "values")
         if got is not None:
             return got
     return None
@@ -151,14 +151,19 @@ def _numbers(shape: tuple[int, ...], axes: tuple[int, ...], start: int) -> NDArr
 def _written(
     other: str, chosen: Sequence[str], sizes: Sequence[int], places: NDArray[np.int64], values: tuple[Values, Values],
     names: Names, whole_is_a: bool,
+    *,
+    told: bool,
 ) -> Match | None:  # fmt: skip
-    """The match that puts the elements of `chosen` at `places`, where their values do not speak against it."""
+    """The match that puts the elements of `chosen` at `places`, where their values do not speak against it.
+
+    `told`: the values of the matrix beside them told, so theirs must too.
+    """
     of_whole, of_parts = values
     if len(np.unique(places)) != len(places):
         return None
     together = np.concatenate([of_parts.whole(n) for n in chosen])
     how, _ = agreement(together[places], of_whole.whole(other))
-    if how is None:
+    if how is None and told:
         return None
     back = np.argsort(places)
     starts = np.cumsum([0, *sizes])
@@ -170,7 +175,7 @@ def _written(
     got = fuse(Fusion(other, shape, _all_rows(shape), tuple(pieces), whole_is_a), names)
     if got is None:
         return None
-    return Match(targets=got.targets, sources=got.sources, ops=got.ops, how=how)
+    return Match(targets=got.targets, sources=got.sources, ops=got.ops, how=how or "structure")
 
 
 def _all_rows(shape: Sequence[int]) -> View:

@@ -8,9 +8,8 @@ score, assigned one to one (Hungarian), and never called certified.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,37 +20,18 @@ from lineage.layout.mapping import How
 from lineage.match.chains import Names, reordered
 from lineage.match.values import Values, agreement
 from lineage.match.whole import orders
+from lineage.match.words import Roles, ancestors, numbers, skeleton
 
-__all__ = ["Links", "Roles", "ancestors", "by_structure", "leaf", "load_order", "load_roles", "stem", "tokens"]
+__all__ = ["LEAST_SCORE", "Links", "Structure"]
 
-_SEPARATOR = re.compile(r"[./_\s\[\]'-]+")
-
-
-def stem(name: str) -> str:
-    """The name without its last word: what a weight and its bias share.
-
-    Examples
-    --------
-    >>> stem("layers.0.attn.in_proj_bias"), stem("mlp/wi_0/kernel")
-    ('layers.0.attn.in_proj', 'mlp/wi_0')
-    """
-    cut = max(name.rfind(c) for c in "./_")
-    return name[:cut] if cut > 0 else ""
-
-
-def leaf(name: str) -> str:
-    """The last word of a name."""
-    cut = max(name.rfind(c) for c in "./_")
-    return name[cut + 1 :]
-
-
-def ancestors(name: str) -> list[str]:
-    """All stems of a name, the nearest first, the empty one last."""
-    found = []
-    while name:
-        name = stem(name)
-        found.append(name)
-    return found
+#: score that a pair needs: close neighbours, or names that share most of their words
+LEAST_SCORE = 0.35
+#: what each ground adds to a score
+CLOSENESS, LIKENESS, VALUE, SAME, EQUAL, PLACE, NUMBERS, CLASH = 1.0, 0.8, 1.5, 1.0, 0.3, 0.1, 0.3, 0.6
+#: pairs of one shape beyond which they are not scored one by one
+MOST_PAIRS = 4_000_000
+#: members of two families that are looked at to score the families
+POOLED = 8
 
 
 class Links:
@@ -92,49 +72,6 @@ def _near(name: str) -> tuple[str, ...]:
     return tuple(a for a in ancestors(name) if a)[:8]
 
 
-@lru_cache(1 << 16)
-def tokens(name: str) -> tuple[str, ...]:
-    """Words of a name, lower case, numbers left out."""
-    return tuple(t for t in _SEPARATOR.split(name.lower()) if t and not t.isdigit())
-
-
-@lru_cache(1 << 16)
-def _words(name: str) -> frozenset[str]:
-    """Tokens, path components, and neighbouring tokens joined: what a table of roles may list."""
-    parts = [p for p in re.split(r"[./\s]+", name.lower()) if p and not p.isdigit()]
-    stripped = [re.sub(r"_?\d+$", "", p) for p in parts]
-    return frozenset(parts) | frozenset(stripped) | frozenset(tokens(name))
-
-
-class Roles:
-    """Roles by word, from `mappings/names`."""
-
-    def __init__(self, table: dict[str, list[str]]) -> None:
-        self.by_word: dict[str, set[str]] = defaultdict(set)
-        for role, words in table.items():
-            for word in words:
-                self.by_word[word].add(role)
-
-    def of(self, name: str) -> frozenset[str]:
-        """Roles that words of a name may have."""
-        return frozenset(r for w in _words(name) for r in self.by_word.get(w, ()))
-
-    def likeness(self, a: str, b: str) -> float:
-        """0 to 1: shared roles and shared words of two names."""
-        if a == b:
-            return 1.0
-        roles_a, roles_b = self.of(a), self.of(b)
-        words_a, words_b = set(tokens(a)), set(tokens(b))
-        role = len(roles_a & roles_b) / max(1, len(roles_a | roles_b))
-        word = len(words_a & words_b) / max(1, len(words_a | words_b))
-        return 0.65 * role + 0.35 * word
-
-
-def numbers(name: str) -> tuple[int, ...]:
-    """Integers that are words of a name."""
-    return tuple(int(t) for t in _SEPARATOR.split(name) if t.isdigit())
-
-
 def assign(scores: NDArray[np.float64], *, seed: int) -> list[tuple[int, int]]:
     """Row-column pairs of the best one-to-one assignment, ties broken by a seeded shuffle.
 
@@ -153,104 +90,119 @@ def assign(scores: NDArray[np.float64], *, seed: int) -> list[tuple[int, int]]:
     return [(int(rows[x]), int(columns[y])) for x, y in zip(i, j, strict=True) if finite[x, y]]
 
 
-def places(names: Sequence[str]) -> dict[str, float]:
-    """Place of each name in the given order, 0 to 1."""
-    return {name: i / max(1, len(names) - 1) for i, name in enumerate(names)}
+class Structure:
+    """Scores pairs of left-over tensors and assigns them.
 
+    Parameters
+    ----------
+    expected : the correlation that values show elsewhere, 0 where the weights share none
+    """
 
-def load_roles() -> Roles:
-    """The roles that ship in `mappings/names`."""
-    import yaml
+    def __init__(self, a: Values, b: Values, links: Links, roles: Roles, *, expected: float, seed: int) -> None:
+        self.a, self.b, self.links, self.roles = a, b, links, roles
+        self.expected, self.seed = expected, seed
 
-    from lineage.data import mapping_file
+    def matches(self, left_a: Sequence[str], left_b: Sequence[str], names: Names) -> list[Match]:
+        """Matches among what is left: whole families first where values say nothing, then one by one."""
+        found: dict[str, tuple[str, How]] = {}
+        if not self.expected:
+            for family, other in self._families(left_a, left_b):
+                found |= {y: (x, self.score(x, y)[1]) for x, y in zip(family, other, strict=True)}
+        used = {x for x, _ in found.values()}
+        rest_a, rest_b = [n for n in left_a if n not in used], [n for n in left_b if n not in found]
+        found |= self._singles(rest_a, rest_b)
+        specs_a, specs_b = self.a.checkpoint.specs, self.b.checkpoint.specs
+        made = []
+        for y, (x, how) in found.items():
+            order = next(iter(orders(self.a.shape(x), self.b.shape(y))))
+            ops = reordered(specs_a[x].shape, order, specs_b[y].shape, names)
+            made.append(Match(targets=(y,), sources=(x,), ops=ops, how=how))
+        return made
 
-    return Roles(yaml.safe_load(mapping_file("names/roles.yaml").read_text(encoding="utf-8")))
-
-
-def load_order() -> list[str]:
-    """Roles in the order in which fused tensors hold them."""
-    import yaml
-
-    from lineage.data import mapping_file
-
-    return list(yaml.safe_load(mapping_file("names/order.yaml").read_text(encoding="utf-8")))
-
-
-#: score that a pair needs: close neighbours, or names that share most of their words
-LEAST_SCORE = 0.35
-CLOSENESS, LIKENESS, VALUE, SAME, EQUAL, PLACE, NUMBERS = 1.0, 0.8, 1.5, 1.0, 0.3, 0.1, 0.3
-
-
-def by_structure(
-    a: Values,
-    b: Values,
-    left_a: Sequence[str],
-    left_b: Sequence[str],
-    links: Links,
-    roles: Roles,
-    names: Names,
-    *,
-    expected: float,
-    seed: int,
-) -> list[Match]:
-    """Matches among what is left, one group of interchangeable shapes at a time."""
-    place_a, place_b = places(left_a), places(left_b)
-    groups_a: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    groups_b: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for name in left_a:
-        groups_a[tuple(sorted(a.shape(name)))].append(name)
-    for name in left_b:
-        groups_b[tuple(sorted(b.shape(name)))].append(name)
-    found: list[Match] = []
-    for key, mine in groups_b.items():
-        theirs = groups_a.get(key)
-        if not theirs or len(mine) * len(theirs) > 4_000_000:
-            continue
+    def _families(self, left_a: Sequence[str], left_b: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+        """Families (names that differ in numbers only) of equal size and shapes, paired by their mean score."""
+        mine, theirs = _grouped(left_b), _grouped(left_a)
         scores = np.full((len(mine), len(theirs)), -np.inf)
-        hows: dict[tuple[int, int], How] = {}
-        for i, x in enumerate(mine):
-            for j, y in enumerate(theirs):
-                score, how = _score(a, b, y, x, links, roles, expected)
-                if score >= LEAST_SCORE:
-                    scores[i, j] = score - PLACE * abs(place_a[y] - place_b[x])
-                    hows[i, j] = how
-        for i, j in assign(scores, seed=seed):
-            shape, target = a.shape(theirs[j]), b.shape(mine[i])
-            order = next(iter(orders(shape, target)), None)
-            if order is None:
+        for i, family in enumerate(mine):
+            for j, other in enumerate(theirs):
+                if len(family) != len(other):
+                    continue
+                step = max(1, len(family) // POOLED)
+                pairs = list(zip(other, family, strict=True))[::step]
+                pooled = [self.score(x, y)[0] for x, y in pairs]
+                if min(pooled) > -math.inf and float(np.mean(pooled)) >= LEAST_SCORE:
+                    scores[i, j] = float(np.mean(pooled)) - PLACE * abs(i / len(mine) - j / len(theirs))
+        return [(theirs[j], mine[i]) for i, j in assign(scores, seed=self.seed)]
+
+    def _singles(self, left_a: Sequence[str], left_b: Sequence[str]) -> dict[str, tuple[str, How]]:
+        """B's tensors with A's, one by one, within groups of interchangeable shapes."""
+        place_a, place_b = _places(left_a), _places(left_b)
+        groups_a, groups_b = _by_shape(self.a, left_a), _by_shape(self.b, left_b)
+        found: dict[str, tuple[str, How]] = {}
+        for key, mine in groups_b.items():
+            theirs = groups_a.get(key, [])
+            if not theirs or len(mine) * len(theirs) > MOST_PAIRS:
                 continue
-            specs_a, specs_b = a.checkpoint.specs, b.checkpoint.specs
-            ops = reordered(specs_a[theirs[j]].shape, order, specs_b[mine[i]].shape, names)
-            found.append(Match(targets=(mine[i],), sources=(theirs[j],), ops=ops, how=hows[i, j]))
-    return found
+            scores = np.full((len(mine), len(theirs)), -np.inf)
+            hows: dict[tuple[int, int], How] = {}
+            for i, y in enumerate(mine):
+                for j, x in enumerate(theirs):
+                    score, hows[i, j] = self.score(x, y)
+                    if score >= LEAST_SCORE:
+                        scores[i, j] = score - PLACE * abs(place_a[x] - place_b[y])
+            for i, j in assign(scores, seed=self.seed):
+                found[mine[i]] = theirs[j], hows[i, j]
+        return found
 
-
-def _score(
-    a: Values, b: Values, name_a: str, name_b: str, links: Links, roles: Roles, expected: float
-) -> tuple[float, How]:
-    """How likely two left-over tensors correspond, and on what ground."""
-    if not orders(a.shape(name_a), b.shape(name_b)):
-        return -math.inf, "structure"
-    score = CLOSENESS * links.closeness(name_a, name_b) + LIKENESS * roles.likeness(name_a, name_b)
-    numbers_a, numbers_b = numbers(name_a), numbers(name_b)
-    if numbers_a and numbers_b:
-        score += NUMBERS if numbers_a == numbers_b else -NUMBERS
-    how: How = "structure"
-    if name_a == name_b:
-        score, how = score + SAME, "name"
-    if a.shape(name_a) == b.shape(name_b):
+    def score(self, name_a: str, name_b: str) -> tuple[float, How]:
+        """How likely two left-over tensors correspond, and on what ground."""
+        a, b = self.a, self.b
+        if not orders(a.shape(name_a), b.shape(name_b)):
+            return -math.inf, "structure"
+        score = CLOSENESS * self.links.closeness(name_a, name_b) + LIKENESS * self.roles.likeness(name_a, name_b)
+        numbers_a, numbers_b = numbers(name_a), numbers(name_b)
+        if numbers_a and numbers_b:
+            score += NUMBERS if numbers_a == numbers_b else -NUMBERS
+        if not self.expected and self.roles.clash(name_a, name_b):
+            score -= CLASH
+        how: How = "structure"
+        if name_a == name_b:
+            score, how = score + SAME, "name"
+        if a.shape(name_a) != b.shape(name_b):
+            return score, how
         x, y = a.sample(name_a), b.sample(name_b)
-        told, r = agreement(x, y, expected)
         flat_x, flat_y = bool(np.ptp(x) == 0), bool(np.ptp(y) == 0)
         if flat_x and flat_y:
-            return (score + EQUAL, how) if x[0] == y[0] else (-math.inf, "")
+            return (score + EQUAL, how) if x[0] == y[0] else (-math.inf, "structure")
         if flat_x != flat_y:
-            score -= EQUAL
-        elif told is None and expected and how != "name":
-            return -math.inf, "structure"
-        elif told is None and expected:
-            score -= SAME
-        score += VALUE * max(r, 0.0)
+            return score - EQUAL, how
+        told, r = agreement(x, y, self.expected)
         if told == "values":
             how = "values"
-    return score, how
+        elif told is None and self.expected:
+            if how != "name":
+                return -math.inf, "structure"
+            score -= SAME
+        if self.expected or told == "values":
+            score += VALUE * max(r, 0.0)
+        return score, how
+
+
+def _grouped(names: Sequence[str]) -> list[list[str]]:
+    """Families of names, the members of each in the order of their numbers."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[skeleton(name)].append(name)
+    return [sorted(g, key=numbers) for g in groups.values()]
+
+
+def _by_shape(values: Values, names: Sequence[str]) -> Mapping[tuple[int, ...], list[str]]:
+    groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name in names:
+        groups[tuple(sorted(values.shape(name)))].append(name)
+    return groups
+
+
+def _places(names: Sequence[str]) -> dict[str, float]:
+    """Place of each name in the given order, 0 to 1."""
+    return {name: i / max(1, len(names) - 1) for i, name in enumerate(names)}
