@@ -87,7 +87,7 @@ class Checkpoint(ABC):
         """Decoded elements [start, stop); formats with quantised types override it."""
         return decode(self._codes(spec, start, stop, None), spec.dtype)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most views and wrappers hold nothing
         """Releases open files; harmless to repeat."""
 
     # -- the public face

@@ -78,11 +78,13 @@ def decode(codes: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "BF16":
         wide = codes.astype(np.uint32)
         wide <<= np.uint32(16)
-        return wide.view(np.float32)
+        single: NDArray[np.float32] = wide.view(np.float32)
+        return single
     if dtype == "F16":
         return codes.astype(np.float32)
     if dtype.startswith("F8"):
-        return _table(dtype)[codes]
+        small: NDArray[np.float32] = _table(dtype)[codes]
+        return small
     STORAGE[dtype]
     return codes
 
@@ -109,10 +111,11 @@ def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """
     storage = STORAGE[dtype]
     if dtype == "BF16":
-        single = np.ascontiguousarray(values, np.float32)
+        single: NDArray[np.float32] = np.ascontiguousarray(values, np.float32)
         bits = single.view(np.uint32)
         rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-        return np.where(np.isnan(single), np.uint32(0x7FC0), rounded).astype(storage)
+        codes: NDArray[Any] = np.where(np.isnan(single), np.uint32(0x7FC0), rounded).astype(storage)
+        return codes
     if dtype.startswith("F8"):
         return _encode_small(np.asarray(values, np.float64), dtype)
     with np.errstate(all="ignore"):
