@@ -1,0 +1,1 @@
+"""The layout algebra: operations on tensors, templates of names, and mappings made of both."""
