@@ -1,0 +1,344 @@
+"""The steps of the command line as functions: `open map apply diff investigate check`. Commands call these as well.
+
+Paths or open checkpoints go in, typed records come out.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lineage.checkpoint import Checkpoint, open_checkpoint, read_claims
+from lineage.errors import InputError
+from lineage.layout.mapping import Mapping, Rule, Side, settled
+from lineage.measure.compare import SAMPLE
+from lineage.progress import Progress
+
+if TYPE_CHECKING:
+    from lineage.apply import Applied
+    from lineage.match.certify import Checked
+    from lineage.measure.diff import Diff
+    from lineage.report.document import Part, Report
+
+__all__ = ["EXPECTATIONS", "Answer", "apply", "check", "check_mapping", "diff", "investigate", "map", "open"]
+
+StrPath = str | os.PathLike[str]
+#: what `check` can be asked for
+EXPECTATIONS = ("related", "unrelated", "copied", "transformed", "retrained")
+
+
+def open(path: StrPath) -> Checkpoint:
+    """The checkpoint at `path`, lazily: a file, a folder of shards, a Hugging Face folder or a pipeline folder.
+
+    Raises
+    ------
+    InputError : there is nothing that can be read
+    """
+    return open_checkpoint(path)
+
+
+def map(
+    a: StrPath | Checkpoint,
+    b: StrPath | Checkpoint,
+    *,
+    seed: int = 0,
+    threads: int = 2,
+    progress: Callable[[str], None] | None = None,
+) -> Mapping:
+    """How the tensors of B are laid out in A; components of pipelines are matched one by one.
+
+    Raises
+    ------
+    InputError : one of the two cannot be read
+    """
+    told = progress or (lambda step: None)
+    with _opened(a) as one, _opened(b) as two:
+        found = [(x, y, m) for x, y, m in _pairs(one, two, seed=seed, threads=threads, progress=told) if x is not None]
+        return _whole_mapping(one, two, found)
+
+
+def check_mapping(
+    mapping: StrPath | Mapping, a: StrPath | Checkpoint, b: StrPath | Checkpoint, *, threads: int = 2
+) -> list[Checked]:
+    """Every place of a mapping verified again from the weights.
+
+    Raises
+    ------
+    InputError : the mapping or one of the two cannot be read, or the mapping does not fit A
+    """
+    from lineage.layout.axes import LayoutError
+    from lineage.match.certify import check
+
+    rules, place = _rules(mapping)
+    with _opened(a) as one, _opened(b) as two:
+        try:
+            return check(rules, one, two, threads=threads)
+        except LayoutError as exc:
+            raise InputError(place, str(exc), f"the mapping does not fit {one.path}") from exc
+
+
+def apply(
+    mapping: StrPath | Mapping,
+    checkpoint: StrPath | Checkpoint,
+    out: StrPath,
+    *,
+    inverse: bool = False,
+    strict: bool = False,
+) -> Applied:
+    """Writes B's layout filled from A's weights, or with `inverse` A's layout from B's, as safetensors.
+
+    Raises
+    ------
+    InputError : the mapping does not fit, nothing could be filled, or the output cannot be written
+    """
+    from lineage.apply import apply as run
+
+    rules, place = _rules(mapping)
+    with _opened(checkpoint) as source:
+        inputs = () if isinstance(mapping, Mapping) else (os.fspath(mapping),)
+        return run(rules, source, os.fspath(out), inverse=inverse, strict=strict, place=place, inputs=inputs)
+
+
+def diff(a: StrPath | Checkpoint, b: StrPath | Checkpoint, **options: Any) -> Diff:
+    """B compared with A tensor by tensor; where no name agrees, tensors are paired by their values first.
+
+    Parameters
+    ----------
+    options : as in `lineage.measure.diff.diff`
+
+    Raises
+    ------
+    InputError : one of the two cannot be read
+    """
+    from lineage.measure.diff import diff as run
+
+    with _opened(a) as one, _opened(b) as two:
+        return run(one, two, **options)
+
+
+def investigate(
+    a: StrPath | Checkpoint,
+    b: StrPath | Checkpoint,
+    *,
+    seed: int = 0,
+    threads: int = 2,
+    sample: int = SAMPLE,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Report:
+    """Does B come from A, how, and how sure is that?
+
+    Parameters
+    ----------
+    a, b : the claimed ancestor and the suspect
+    seed : of samples and of the shuffles that break ties
+    sample : elements behind ranks and quantiles of large tensors
+    progress : is told where the job stands
+
+    Raises
+    ------
+    InputError : one of the two cannot be read
+    """
+    from lineage.report.document import Part, build
+
+    told = progress or Progress()
+    with _opened(a) as one, _opened(b) as two:
+        parts: builtins.list[Part] = []
+        for x, y, mapping in _pairs(one, two, seed=seed, threads=threads, progress=told.step):
+            parts.append(
+                _judged(one, two, x, y, mapping, seed=seed, threads=threads, sample=sample, device=device, told=told)
+            )
+        parts.sort(key=lambda part: -part.parameters)
+        claims, notes = read_claims(two)
+        found = [(part.a, part.b, part.mapping) for part in parts if part.a is not None]
+        return build(one, two, _whole_mapping(one, two, found), parts, claims, notes)
+
+
+def _judged(
+    a: Checkpoint,
+    b: Checkpoint,
+    a_name: str | None,
+    b_name: str,
+    mapping: Mapping,
+    *,
+    seed: int,
+    threads: int,
+    sample: int,
+    device: str,
+    told: Progress,
+) -> Part:
+    """One component, measured and judged."""
+    from lineage.judge import judge
+    from lineage.measure.compare import compare, compare_mapped
+    from lineage.report.document import Part
+
+    one, two = _part(a, a_name), _part(b, b_name)
+    options: dict[str, Any] = {"threads": threads, "seed": seed, "sample": sample, "device": device}
+    where = f" {b_name}" if b_name else ""
+    told.step(f"measuring{where}")
+    if mapping.rules:
+        comparison = compare_mapped(mapping, one, two, progress=told.count, **options)
+    else:
+        comparison = compare(one, two, [], **options)
+    told.step(f"judging{where}")
+    verdict = judge(one, two, mapping, comparison, seed=seed, threads=threads)
+    return Part(
+        a=a_name, b=b_name, parameters=two.parameters, mapping=mapping, comparison=comparison, verdict=verdict
+    )
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `check` answers.
+
+    Attributes
+    ----------
+    holds : None where it cannot be told
+    why : one sentence
+    report : what it rests on
+    """
+
+    holds: bool | None
+    why: str
+    report: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer with the report as plain Python objects."""
+        return {"holds": self.holds, "why": self.why, "report": self.report.to_dict()}
+
+
+def check(
+    a: StrPath | Checkpoint, b: StrPath | Checkpoint, *, expect: str, claim: str | None = None, **options: Any
+) -> Answer:
+    """Whether what is expected of B holds, as a gate for scripts.
+
+    Parameters
+    ----------
+    expect : one of `EXPECTATIONS`. `related` takes copied and transformed, `unrelated` takes everything that shares
+        no ancestor with A, also the same architecture trained independently
+    claim : a relation, such as `fine-tuned`, that must be among those found
+    options : as in `investigate`
+
+    Raises
+    ------
+    InputError : one of the two cannot be read
+    ValueError : `expect` is none of the words
+    """
+    if expect not in EXPECTATIONS:
+        raise ValueError(f"expect {expect!r} is none of {', '.join(EXPECTATIONS)}")
+    report = investigate(a, b, **options)
+    verdict = report.verdict
+    if verdict.related is None:
+        return Answer(holds=None, why=f"It cannot be told: {' '.join(verdict.reasons[:1])}".strip(), report=report)
+    if expect in ("related", "unrelated"):
+        holds = verdict.related is (expect == "related")
+    else:
+        holds = verdict.class_ == expect
+    why = f"{report.document.b.path} is {verdict.class_}, {expect} was expected."
+    if holds and claim is not None:
+        holds = claim in verdict.relations
+        found = ", ".join(verdict.relations) or "no relation"
+        why = f"{report.document.b.path} is {verdict.class_}; found: {found}; {claim} was expected."
+    return Answer(holds=holds, why=why, report=report)
+
+
+# -- checkpoints, components, mappings
+
+
+@contextmanager
+def _opened(source: StrPath | Checkpoint) -> Iterator[Checkpoint]:
+    """The checkpoint; what was opened here is closed here."""
+    with ExitStack() as stack:
+        yield source if isinstance(source, Checkpoint) else stack.enter_context(open_checkpoint(source))
+
+
+def _rules(mapping: StrPath | Mapping) -> tuple[Mapping, str]:
+    """The mapping, and what errors call it."""
+    if isinstance(mapping, Mapping):
+        return mapping, "mapping"
+    from lineage.layout.document import read_mapping
+
+    return read_mapping(mapping), os.fspath(mapping)
+
+
+def _part(checkpoint: Checkpoint, name: str | None) -> Checkpoint:
+    """A component; the whole where there is only one network; nothing where there is no such part."""
+    if name is None:
+        return _empty(checkpoint)
+    return checkpoint.component(name) if name else checkpoint
+
+
+def _empty(checkpoint: Checkpoint) -> Checkpoint:
+    from lineage.checkpoint.base import Part as View
+
+    return View(checkpoint, {}, "")
+
+
+def _pairs(
+    a: Checkpoint, b: Checkpoint, *, seed: int, threads: int, progress: Callable[[str], None]
+) -> Iterator[tuple[str | None, str, Mapping]]:
+    """Every component of B with the one of A that has its name, else the one that explains most of it."""
+    from lineage.match import find_mapping
+
+    free = [name for name in a.components if name not in b.components or name == ""]
+    sizes = {name: b.component(name).parameters if name else b.parameters for name in b.components}
+
+    def found(x: str, y: str) -> Mapping:
+        where = f" {y}" if y else ""
+        return find_mapping(
+            _part(a, x), _part(b, y), seed=seed, threads=threads, progress=lambda step: progress(f"{step}{where}")
+        )
+
+    for y in sorted(b.components, key=lambda name: -sizes[name]):
+        if y in a.components:
+            yield y, y, found(y, y)
+            continue
+        tried = [(x, found(x, y)) for x in free]
+        best = max(tried, key=lambda pair: _explained(pair[1]), default=None)
+        if best is None or not best[1].rules:
+            yield None, y, Mapping(target=Side(y, len(_part(b, y))))
+        else:
+            free.remove(best[0])
+            yield best[0], y, best[1]
+
+
+def _explained(mapping: Mapping) -> tuple[int, int]:
+    """Target tensors with certified values, and all that a rule speaks of."""
+    counted = [(rule.evidence.tensors, rule.evidence.certified) for rule in mapping.rules if rule.evidence]
+    return sum(n for n, certified in counted if certified), sum(n for n, _ in counted)
+
+
+def _whole_mapping(
+    a: Checkpoint, b: Checkpoint, found: Sequence[tuple[str | None, str, Mapping]]
+) -> Mapping:
+    """One mapping of all components, whose tensors carry the components' names."""
+    if len(found) == 1 and not found[0][0] and not found[0][1]:
+        return found[0][2]
+    rules: builtins.list[Rule] = []
+    used_a, used_b = set(), set()
+    for x, y, mapping in found:
+        for rule in mapping.rules:
+            to = tuple(_inside(y, template) for template in rule.to)
+            source = tuple(_inside(x or "", template) for template in rule.source)
+            rules.append(msgspec.structs.replace(rule, to=to, source=source))
+    whole = Mapping(rules=tuple(rules))
+    for instance in whole.instances({spec.name: spec.shape for spec in a}):
+        used_a.update(instance.source_names)
+        used_b.update(instance.target_names)
+    final, sizes = settled(rules)
+    return Mapping(
+        source=Side(a.path, len(a)), target=Side(b.path, len(b)), sizes=sizes, rules=final,
+        unmatched_source=tuple(n for n in a.specs if n not in used_a),
+        unmatched_target=tuple(n for n in b.specs if n not in used_b),
+    )  # fmt: skip
+
+
+def _inside(component: str, template: str) -> str:
+    """A template of the component's tensors under the names that they have in the whole."""
+    if not component:
+        return template
+    return component.replace("{", "{{").replace("}", "}}") + "/" + template

@@ -1,0 +1,90 @@
+"""`lineage map`: how the tensors of B are laid out in A, found or verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from lineage.commands import Settings, common_options, open_progress, say
+
+#: names of tensors left over that are printed; all of them with -v
+_SHOWN = 10
+
+
+@click.command("map")
+@click.argument("a")
+@click.argument("b")
+@click.option("-o", "--out", metavar="FILE", help="Mapping file to write.  [printed]")
+@click.option("--check", "given", metavar="FILE", help="Verify this mapping again from the weights instead.")
+@common_options
+def map_command(settings: Settings, a: str, b: str, out: str | None, given: str | None) -> int:
+    """Find how the tensors of B are laid out in A: names, order of axes, fused and split tensors.
+
+    Exits 1 where nothing corresponds at all, and with --check where a rule does not hold.
+
+    Example: lineage map DIR/base DIR/suspect -o mapping.yaml
+    """
+    if given is not None:
+        if out is not None:
+            raise click.UsageError("--check writes nothing: leave out -o")
+        return _check(settings, given, a, b)
+    return _find(settings, a, b, out)
+
+
+def _find(settings: Settings, a: str, b: str, out: str | None) -> int:
+    """Finds the mapping and writes or prints it."""
+    from lineage import api
+    from lineage.checkpoint.write import check_output
+    from lineage.layout.document import dump_mapping, write_mapping
+    from lineage.report.document import summarise_mapping
+
+    if out is not None:
+        check_output(out, inputs=(a, b))
+    with api.open(a) as one, api.open(b) as two, open_progress(settings) as progress:
+        mapping = api.map(one, two, seed=settings.seed, threads=settings.threads, progress=progress.step)
+        found = summarise_mapping(mapping, one, two)
+        names = len(one), len(two)
+    if not mapping.rules:
+        say(settings, f"nothing in {b} corresponds to anything in {a}; no mapping is written")
+        return 1
+    if out is None:
+        click.echo(dump_mapping(mapping), nl=False)
+    else:
+        write_mapping(mapping, out, inputs=(a, b))
+        say(settings, f"wrote {out}: {found.rules} rules")
+    say(settings, f"B: {found.matched_b} of {names[1]} tensors matched, {found.certified_b} of them certified by values")
+    say(settings, f"A: {found.matched_a} of {names[0]} tensors used")
+    _say_left(settings, "B", found.unmatched_b)
+    _say_left(settings, "A", found.unmatched_a)
+    return 0
+
+
+def _check(settings: Settings, given: str, a: str, b: str) -> int:
+    """Verifies a mapping file against the weights."""
+    from lineage import api
+
+    with api.open(a) as one, api.open(b) as two:
+        found = api.check_mapping(given, one, two, threads=settings.threads)
+    wrong = [one for one in found if not one.holds]
+    for one in wrong if settings.verbose else wrong[:_SHOWN]:
+        click.echo(f"rules[{one.rule}]: {_printable(one.why)}")
+    if len(wrong) > _SHOWN and not settings.verbose:
+        click.echo(f"… and {len(wrong) - _SHOWN:,} more (-v lists them)")
+    exact = sum(one.exact for one in found)
+    click.echo(f"{len(found) - len(wrong):,} of {len(found):,} places hold, {exact:,} of them bit by bit")
+    return 1 if wrong or not found else 0
+
+
+def _printable(text: str) -> str:
+    from lineage.errors import printable
+
+    return printable(text)
+
+
+def _say_left(settings: Settings, side: str, names: Sequence[str]) -> None:
+    """The tensors of one side that no rule speaks of."""
+    if names:
+        shown = names if settings.verbose else names[:_SHOWN]
+        more = f", and {len(names) - len(shown):,} more (-v names them)" if len(shown) < len(names) else ""
+        say(settings, f"{side}: nothing corresponds to {', '.join(shown)}{more}")
