@@ -144,7 +144,7 @@ def investigate(
     ------
     InputError : one of the two cannot be read
     """
-    from lineage.report.document import Part, build
+    from lineage.report.document import build
 
     told = progress or Progress()
     with _opened(a) as one, _opened(b) as two:
@@ -187,9 +187,7 @@ def _judged(
         comparison = compare(one, two, [], **options)
     told.step(f"judging{where}")
     verdict = judge(one, two, mapping, comparison, seed=seed, threads=threads)
-    return Part(
-        a=a_name, b=b_name, parameters=two.parameters, mapping=mapping, comparison=comparison, verdict=verdict
-    )
+    return Part(a=a_name, b=b_name, parameters=two.parameters, mapping=mapping, comparison=comparison, verdict=verdict)
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,14 +310,13 @@ def _explained(mapping: Mapping) -> tuple[int, int]:
     return sum(n for n, certified in counted if certified), sum(n for n, _ in counted)
 
 
-def _whole_mapping(
-    a: Checkpoint, b: Checkpoint, found: Sequence[tuple[str | None, str, Mapping]]
-) -> Mapping:
+def _whole_mapping(a: Checkpoint, b: Checkpoint, found: Sequence[tuple[str | None, str, Mapping]]) -> Mapping:
     """One mapping of all components, whose tensors carry the components' names."""
     if len(found) == 1 and not found[0][0] and not found[0][1]:
         return found[0][2]
     rules: builtins.list[Rule] = []
-    used_a, used_b = set(), set()
+    used_a: set[str] = set()
+    used_b: set[str] = set()
     for x, y, mapping in found:
         for rule in mapping.rules:
             to = tuple(_inside(y, template) for template in rule.to)

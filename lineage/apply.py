@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint.base import Checkpoint, TensorSpec
-from lineage.checkpoint.dtypes import STORAGE, decode, encode, itemsize
+from lineage.checkpoint.dtypes import FLOATS, STORAGE, decode, encode, itemsize
 from lineage.checkpoint.write import write_safetensors
 from lineage.errors import InputError
 from lineage.layout.axes import LayoutError
@@ -148,8 +148,10 @@ class Filled(Checkpoint):
             else:
                 found = encode(self._a.read(source.name, start, stop), word)
         else:
-            codes = self._recent.get(source, lambda: self._whole(source))
-            found = codes[start:stop]
+            if isinstance(source, Computed) and source.op.pointwise:
+                found = encode(self._points(source, start, stop), source.word)
+            else:
+                found = self._recent.get(source, lambda: self._whole(source))[start:stop]
             if source.word != word:
                 found = encode(decode(found, source.word), word)
         if out is None:
@@ -166,26 +168,35 @@ class Filled(Checkpoint):
     def _array(self, source: Computed | Merged) -> NDArray[Any]:
         """A computed tensor in its shape: values where it is decoded, otherwise codes."""
         if isinstance(source, Merged):
-            result = np.zeros(source.shape, np.float64 if source.word == "F64" else np.float32)
+            result = np.zeros(source.shape, _storage(source.word, source.decoded))
             for part in reversed(source.parts):
-                np.copyto(result, self._read(part, decoded=True), where=known(part))
+                np.copyto(result, self._read(part, decoded=source.decoded), where=known(part))
             return result
         given = [self._read(i, decoded=source.decoded) for i in source.inputs]
         return source.op.apply(given)[source.output]
 
+    def _points(self, source: Computed, start: int, stop: int) -> NDArray[Any]:
+        """Values of a flat range of a tensor whose elements are computed one by one."""
+        given = Lazy((stop - start,), list(source.inputs[0].between(start, stop)))
+        return source.op.apply([self._read(given, decoded=True)])[0]
+
     def _read(self, tensor: Lazy, *, decoded: bool) -> NDArray[Any]:
         """A lazy tensor in its shape; unknown places hold 0."""
         arrays = [self._piece(source, start, stop, decoded, tensor.word) for source, start, stop in tensor.pieces]
-        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays) if arrays else np.zeros(0, np.float32)
+        if not arrays:
+            return np.zeros(tensor.shape, _storage(tensor.word, decoded))
+        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return joined.reshape(tensor.shape)
 
     def _piece(
         self, source: Stored | Computed | Merged | None, start: int, stop: int, decoded: bool, word: str
     ) -> NDArray[Any]:
         if source is None:
-            return np.zeros(stop - start, np.float32 if decoded else STORAGE[word])
+            return np.zeros(stop - start, _storage(word, decoded))
         if isinstance(source, Stored):
             return self._a.read(source.name, start, stop) if decoded else self._a.read_codes(source.name, start, stop)
+        if isinstance(source, Computed) and source.op.pointwise:
+            return self._points(source, start, stop)
         array = np.ascontiguousarray(self._array(source)).reshape(-1)[start:stop]
         return decode(array, source.word) if decoded and not source.decoded else array
 
@@ -282,6 +293,13 @@ class _Recent:
                     while len(self._kept) > 2 and sum(v.nbytes for v in self._kept.values()) > KEPT_BYTES:
                         self._kept.popitem(last=False)
         return found
+
+
+def _storage(word: str, decoded: bool) -> np.dtype[Any]:
+    """NumPy dtype of the values, or of the codes, of a dtype word."""
+    if decoded and word in FLOATS:
+        return np.dtype(np.float64 if word == "F64" else np.float32)
+    return STORAGE[word]
 
 
 def _paired(targets: tuple[Entry, ...], results: list[Entry]) -> Iterator[tuple[str, Lazy]]:

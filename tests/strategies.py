@@ -94,7 +94,10 @@ def steps(draw: st.DrawFn, given: list[Shape]) -> Operation:
     if len(set(given)) == 1:
         kinds.append(Stack(draw(st.integers(0, len(given[0])))))
     for axis in range(len(given[0])):
-        if len({(*s[:axis], *s[axis + 1 :]) for s in given if len(s) > axis}) == 1 and len({len(s) for s in given}) == 1:
+        if (
+            len({(*s[:axis], *s[axis + 1 :]) for s in given if len(s) > axis}) == 1
+            and len({len(s) for s in given}) == 1
+        ):
             kinds.append(Concat(axis, sizes=tuple(s[axis] for s in given)))
     which = draw(st.sets(st.integers(0, len(given) - 1), min_size=1))
     kinds.append(Each({k: draw(single_steps(given[k])) for k in which}))
@@ -121,7 +124,9 @@ def chains(draw: st.DrawFn) -> tuple[list[Shape], tuple[Operation, ...]]:
 names = st.one_of(
     st.from_regex(r"[a-z]{1,6}(\.([a-z]{1,6}|[0-9]{1,2})){0,3}", fullmatch=True),
     st.text(st.characters(exclude_categories=("Cs",)), min_size=0, max_size=12),
-    st.sampled_from(["null", "true", "1e3", "0x1f", "~", "- a", "{i}.weight", "a: b", "#", "12:30", "007.1", "\x85", "=", "<<"]),
+    st.sampled_from(
+        ["null", "true", "1e3", "0x1f", "~", "- a", "{i}.weight", "a: b", "#", "12:30", "007.1", "\x85", "=", "<<"]
+    ),
 )
 
 

@@ -50,7 +50,9 @@ def contents(checkpoint: Any) -> dict[str, list[Any]]:
 
 
 @given(chains())
-def test_filling_lazily_gives_what_the_chain_gives_and_back(drawn: tuple[list[tuple[int, ...]], tuple[Operation, ...]]) -> None:
+def test_filling_lazily_gives_what_the_chain_gives_and_back(
+    drawn: tuple[list[tuple[int, ...]], tuple[Operation, ...]],
+) -> None:
     shapes, ops = drawn
     held = {f"a.{k}": codes(shape, k) for k, shape in enumerate(shapes)}
     wanted = apply_chain(ops, list(held.values()))
@@ -58,6 +60,7 @@ def test_filling_lazily_gives_what_the_chain_gives_and_back(drawn: tuple[list[tu
     a = Memory(held)
     filled = Filled(mapping, a)
     assert contents(filled) == {f"b.{k}": w.tolist() for k, w in enumerate(wanted)}
+    assert {spec.dtype for spec in filled} <= {"U16"}
     assert contents(Filled.inverse(mapping, filled)) == contents(a)
     for name, spec in filled.specs.items():
         whole, middle = filled.read_codes(name), spec.size // 2
@@ -111,6 +114,20 @@ def test_arithmetic_works_on_values_and_rounds_once() -> None:
     assert filled.specs["b"].dtype == "BF16"
 
 
+def test_a_range_of_a_cast_tensor_reads_that_range_only() -> None:
+    a = Memory({"a": np.arange(8, dtype=np.float32)}, words={"a": "BF16"})
+    filled = Filled(rules(("b", "a", (Add(1), Cast("F32")))), a)
+    assert filled.read("b", 2, 5).tolist() == [3, 4, 5]
+    assert a.reads == [("a", 2, 5)]
+
+
+def test_whole_numbers_of_any_size_are_gathered_exactly() -> None:
+    big = np.array([[2**60 + 1, 3], [5, 2**60 + 7]], np.int64)
+    mapping = rules(("x", "w", (Slice(1, 0, 1, of=2),)), ("y", "w", (Slice(1, 1, 2, of=2),)))
+    a = Memory({"w": big}, "I64")
+    assert Filled.inverse(mapping, Filled(mapping, a)).codes("w").tolist() == big.tolist()
+
+
 def test_a_cast_changes_the_dtype() -> None:
     filled = Filled(rules(("b", "a", (Cast("F16"),))), Memory({"a": np.float32([1, 0.1])}, words={"a": "F32"}))
     assert filled.specs["b"].dtype == "F16"
@@ -147,7 +164,13 @@ def test_columns_in_several_rules_are_gathered_on_the_way_back() -> None:
 
 @pytest.mark.parametrize(
     "ops",
-    [(Slice(0, 0, 4, of=6),), (Slice(0, 0, 4),), (Take(0, [0, 1, 3], of=6),), (Slice(1, 0, 1, of=2),), (Take(1, [1], of=2),)],
+    [
+        (Slice(0, 0, 4, of=6),),
+        (Slice(0, 0, 4),),
+        (Take(0, [0, 1, 3], of=6),),
+        (Slice(1, 0, 1, of=2),),
+        (Take(1, [1], of=2),),
+    ],
 )
 def test_a_tensor_of_which_a_part_was_lost_is_not_offered(ops: tuple[Operation, ...]) -> None:
     mapping = rules(("x", "w", ops), ("y", "v", ()))

@@ -216,7 +216,7 @@ def _span(low: int, high: int) -> str:
 def _figures(checkpoint: Checkpoint, spec: TensorSpec) -> Statistics:
     """Figures of one tensor from one pass, piece by piece, in float64."""
     count = zero = bad = 0
-    mean = spread = 0.0
+    mean = spread = np.float64(0)
     low, high = np.inf, -np.inf
     for start in range(0, spec.size, _PIECE):
         values: Any = checkpoint.read(spec.name, start, min(start + _PIECE, spec.size)).astype(np.float64)
@@ -228,17 +228,16 @@ def _figures(checkpoint: Checkpoint, spec: TensorSpec) -> Statistics:
         low, high = min(low, float(finite.min())), max(high, float(finite.max()))
         # Pieces merge by means and sums of squares about them: no loss where the mean is large (Chan et al. 1979).
         with np.errstate(over="ignore", invalid="ignore"):
-            own = float(finite.mean())
+            own = finite.mean()
             total = count + len(finite)
-            spread += float(np.square(finite - own).sum()) + (own - mean) ** 2 * count * len(finite) / total
+            spread += np.square(finite - own).sum() + (own - mean) ** 2 * count * len(finite) / total
             mean += (own - mean) * len(finite) / total
         count = total
     if not count:
         return Statistics(None, None, None, None, None, bad)
-    std = float(np.sqrt(spread / count))
-    return Statistics(_number(mean), _number(std), low, high, zero / count, bad)
+    return Statistics(_number(mean), _number(np.sqrt(spread / count)), low, high, zero / count, bad)
 
 
-def _number(value: float) -> float | None:
+def _number(value: np.float64) -> float | None:
     """The figure, None where it left the range of numbers."""
-    return value if np.isfinite(value) else None
+    return float(value) if np.isfinite(value) else None

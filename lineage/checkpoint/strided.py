@@ -87,5 +87,6 @@ def _fill(read: ReadStorage, out: NDArray[Any], offset: int, strides: tuple[int,
         return
     axis = max(range(out.ndim), key=lambda k: strides[k] if out.shape[k] > 1 else -1)
     rest = strides[:axis] + strides[axis + 1 :]
-    for i in range(out.shape[axis]):
-        _fill(read, out[(slice(None),) * axis + (i,)], offset + i * strides[axis], rest)
+    pieces = np.moveaxis(out, axis, 0)
+    for i in range(len(pieces)):
+        _fill(read, pieces[i, ...], offset + i * strides[axis], rest)

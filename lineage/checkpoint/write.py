@@ -72,7 +72,7 @@ def atomic(path: StrPath, *, inputs: Iterable[StrPath] = ()) -> Iterator[Path]:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with atomic(folder + "/note.txt") as part:
     ...         _ = part.write_text("done")
-    ...     print(open(folder + "/note.txt").read())
+    ...     print((part.parent / "note.txt").read_text())
     done
     """
     out = Path(path)

@@ -122,7 +122,9 @@ def _version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
 def main() -> None:
     """Does model B come from model A, how, and can what was made for A be used with B?
 
@@ -209,15 +211,9 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 def write_json(document: Any) -> None:
     """Prints a record as one JSON document on stdout; what is not a finite number is null."""
-    import msgspec
+    from lineage.report.encode import as_json
 
-    try:
-        text = msgspec.json.encode(document)
-    except UnicodeEncodeError:  # a lone surrogate in a name: JSON can hold it as an escape only
-        import json
-
-        text = json.dumps(msgspec.to_builtins(document)).encode("ascii")
-    sys.stdout.buffer.write(msgspec.json.format(text, indent=1) + b"\n")
+    sys.stdout.buffer.write(as_json(document))
     sys.stdout.buffer.flush()
 
 

@@ -81,9 +81,11 @@ def diff_command(
         found = diff(
             one, two, threads=settings.threads, seed=settings.seed, sample=samples or SAMPLE, device=settings.device,
             threshold=threshold, groups=groups, wanted=_wanted(only, exclude, one, two), progress=progress.count,
-            matching=lambda: say(settings, "lineage: no tensor name occurs in both; pairing tensors by their values"),
+            matching=lambda: progress.step("no name occurs in both: pairing tensors by their values"),
         )  # fmt: skip
     _write(found, outputs, (a, b), top, by)
+    if found.matched_by == "values":  # said last: an error must stay the only line on stderr
+        say(settings, "lineage: no tensor name occurs in both; paired tensors by their values")
     _print(found, settings, as_json=as_json, names=names, top=top, by=by)
     return int(exit_code and found.comparison.differs)
 

@@ -20,9 +20,7 @@ _WIDE = 100
 @click.option("--json", "as_json", is_flag=True, help="Print report.json.")
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="Elements behind ranks and quantiles.  [4194304]")
 @common_options
-def investigate_command(
-    settings: Settings, a: str, b: str, out: str | None, as_json: bool, samples: int | None
-) -> int:
+def investigate_command(settings: Settings, a: str, b: str, out: str | None, as_json: bool, samples: int | None) -> int:
     """Answer whether B's weights come from A's: mapping, figures, an exact test, a verdict with its reasons.
 
     Example: lineage investigate DIR/base DIR/suspect -o DIR/report

@@ -53,7 +53,9 @@ def _find(settings: Settings, a: str, b: str, out: str | None) -> int:
     else:
         write_mapping(mapping, out, inputs=(a, b))
         say(settings, f"wrote {out}: {found.rules} rules")
-    say(settings, f"B: {found.matched_b} of {names[1]} tensors matched, {found.certified_b} of them certified by values")
+    say(
+        settings, f"B: {found.matched_b} of {names[1]} tensors matched, {found.certified_b} of them certified by values"
+    )
     say(settings, f"A: {found.matched_a} of {names[0]} tensors used")
     _say_left(settings, "B", found.unmatched_b)
     _say_left(settings, "A", found.unmatched_a)

@@ -7,7 +7,7 @@ axis brings its negative control (the same test between mispaired layers); where
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.judge import laws
-from lineage.judge.axes import FEWEST_UNITS, Axis, Block, Member, channel_axes, hidden_axes, matrices, template
-from lineage.judge.common import Common, features_of, read_units
-from lineage.judge.tables import diagonal, sinusoidal
-from lineage.match.units import Assignment, likeness, normalised, pair_units
+from lineage.judge.axes import FEWEST_UNITS, Axis, Block, channel_axes, hidden_axes, matrices, template
+from lineage.judge.common import Common
+from lineage.judge.sampling import Frame, Units, load_units, token_frames
+from lineage.match.units import Assignment, likeness, pair_units
 
-__all__ = ["AxisTest", "Significance", "Units", "significance"]
+__all__ = ["AxisTest", "Significance", "significance"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -39,36 +39,28 @@ FIRES = -3.0
 CLONES = 0.2
 #: fixed points and order are two tests
 TESTS = math.log10(2)
-
-
-class Units(msgspec.Struct, frozen=True):
-    """The sampled units of one block on one side.
-
-    Attributes
-    ----------
-    parts : (units, features) a member, normalised
-    labels : index of each unit; units that are dead or equal to another are left out
-    total : indices that were sampled
-    """
-
-    parts: tuple[Floats, ...]
-    labels: NDArray[np.intp]
-    total: int
-
-    def first(self, most: int) -> Units:
-        """The units whose labels lie below `most`."""
-        kept = self.labels < most
-        return Units(tuple(part[kept] for part in self.parts), self.labels[kept], min(self.total, most))
+#: an axis that already shows this much is not looked at through the token frame; the correction counts it anyway
+ENOUGH = -12.0
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """What one matching of two blocks gave: matched units, their places, fixed points, longest ordered run."""
+    """What one matching of two blocks gave.
+
+    Attributes
+    ----------
+    matched, places : units matched, and indices in all
+    fixed, ordered : units at their own index, and the longest run that kept its order
+    likeness : mean likeness of the units at their own index
+    shown : mean likeness, in what took no part in the matching, of units matched by their first part; None where
+        there is one part only
+    """
 
     matched: int
     places: int
     fixed: int
     ordered: int
     likeness: float
+    shown: float | None = None
 
 
 class AxisTest(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +70,7 @@ class AxisTest(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     axis : where the units stand, for people
     kind : `hidden` or `channels`
+    frame : `""` as the features stand, `tokens` seen through the embeddings
     blocks : layers tested
     units : units matched
     fixed : units matched to their own index; chance gives about one a block
@@ -86,12 +79,15 @@ class AxisTest(msgspec.Struct, frozen=True, kw_only=True):
     log10_p : after the correction for the tests and pairings tried on this axis
     control : log10 of the chance of what mispaired layers gave; None where there are none to mispair
     control_fixed, control_units : their count and their units
+    shown, floor : effect size: likeness of matched units in what took no part in their matching, and the greatest
+        one between mispaired layers; None where it cannot be had. Never a p-value
     void : why the axis counts for nothing, "" where it counts
     each : fixed points and units by block, for reasons
     """
 
     axis: str
     kind: str
+    frame: str = ""
     blocks: int
     units: int
     fixed: int
@@ -101,6 +97,8 @@ class AxisTest(msgspec.Struct, frozen=True, kw_only=True):
     control: float | None = None
     control_fixed: int = 0
     control_units: int = 0
+    shown: float | None = None
+    floor: float | None = None
     void: str = ""
     each: tuple[tuple[str, int, int], ...] = ()
 
@@ -135,59 +133,88 @@ def significance(common: Common, bound: Callable[[str], bool], *, seed: int, row
 
     Notes
     -----
-    Hidden axes of all kinds and layers have labels of their own, so their laws are convolved. Channels may share
-    labels between tensors: the best of their tests counts, corrected for their number. The better one of the two
-    families is the answer, corrected again.
+    Hidden axes of all kinds and layers have labels of their own, so their laws are convolved; where features as
+    they stand show nothing, the same units are seen through the embeddings (channels may have been permuted,
+    flipped, rotated or cut). Channels may share labels between tensors: the best of their tests counts, corrected
+    for their number. The best one of these three families is the answer, corrected again.
     """
     found, others = matrices(common.shapes)
     names = lambda name: any(bound(side) for side in common.names(name))  # noqa: E731
     hidden = hidden_axes(found, others, names)
-    tests: list[AxisTest] = []
-    counted: list[tuple[Counted, float]] = []
-    for axis in hidden:
-        test, counts, tries = _hidden(common, axis, seed=seed, rows=rows)
-        tests += [test] if test is not None else []
-        if test is not None and not test.void:
-            counted += [(count, tries / len(counts)) for count in counts]
+    tests, plain = _family(common, hidden, None, seed=seed, rows=rows)
     channels = [_channels(common, axis, seed=seed) for axis in channel_axes(found, hidden, names)]
     tests += [test for test in channels if test is not None]
-    families = [_together([c for c, _ in counted], sum(t for _, t in counted))] if counted else []
+    families = [] if plain is None else [plain]
     valid = [test for test in tests if test.kind == "channels" and not test.void]
     if valid:
         families.append(laws.corrected(min(t.log10_p for t in valid), math.log10(len(valid))))
+    if hidden and (plain is None or plain > ENOUGH):
+        frames = token_frames(common, found, seed=seed)
+        seen, through = _family(common, hidden, frames, seed=seed, rows=rows) if frames else ([], None)
+        tests += seen
+        families += [] if through is None else [through]
     if not families:
         return Significance(tuple(tests), None)
-    return Significance(tuple(tests), laws.corrected(min(families), math.log10(len(families))))
+    return Significance(tuple(tests), laws.corrected(min(families), math.log10(3)))
 
 
-def _hidden(common: Common, axis: Axis, *, seed: int, rows: int) -> tuple[AxisTest | None, list[Counted], float]:
+def _family(
+    common: Common,
+    axes: Sequence[Axis],
+    frames: Mapping[tuple[int, int], Frame] | None,
+    *,
+    seed: int,
+    rows: int,
+) -> tuple[list[AxisTest], float | None]:
+    """The tests on hidden axes in one frame, and the p-value of all their blocks together."""
+    tests: list[AxisTest] = []
+    counted: list[Counted] = []
+    tries = 0.0
+    for axis in axes:
+        found = _hidden(common, axis, frames, seed=seed, rows=rows)
+        if found is not None:
+            test, counts, log10_pairings = found
+            tests.append(test)
+            if not test.void:
+                counted += counts
+                tries += log10_pairings
+    return tests, _together(counted, tries) if counted else None
+
+
+def _hidden(
+    common: Common, axis: Axis, frames: Mapping[tuple[int, int], Frame] | None, *, seed: int, rows: int
+) -> tuple[AxisTest, list[Counted], float] | None:
     """The test on a hidden axis, its counts by block, and log10 of the pairings that may have been tried."""
     blocks = _once(common, axis.blocks)[:MOST_BLOCKS]
     share = min(MOST_UNITS, max(rows, ALL_UNITS // max(1, len(blocks))))
     loaded: list[tuple[Block, Units, Units]] = []
     void = ""
     for block in blocks:
-        pair = _load(common, block, share, seed)
+        pair = load_units(common, block, share, seed=seed, frames=frames)
         if isinstance(pair, str):
             void = void or pair
         elif pair is not None:
             loaded.append((block, *pair))
     kept = _unalike(loaded)
     if not kept:
-        return None, [], 0.0
+        return None
     counts = [_count(one, two, seed + at) for at, (_, one, two) in enumerate(kept)]
     tries = _log10_pairings(common, axis, [block for block, _, _ in kept])
-    control, control_fixed, control_units = _control(kept, clones=len(loaded) - len(kept), seed=seed)
+    control, mispaired = _control(kept, seed=seed)
+    fixed, units = sum(c.fixed for c in mispaired), sum(c.matched for c in mispaired)
     if not void and control is not None and control < FIRES:
-        void = f"mispaired layers agree on {control_fixed} of {control_units} units: the index itself carries meaning"
+        void = f"mispaired layers agree on {fixed} of {units} units: the index itself carries meaning"
     if not void and control is None and len(kept) < len(loaded):
         void = "all layers are alike, so nothing shows that the index carries no meaning"
     at_home = [c.likeness for c in counts if c.fixed]
+    shown = [c.shown for c in counts if c.shown is not None]
+    floor = [c.shown for c in mispaired if c.shown is not None]
     return AxisTest(
-        axis=axis.title, kind="hidden", blocks=len(counts),
+        axis=axis.title, kind="hidden", frame="" if frames is None else "tokens", blocks=len(counts),
         units=sum(c.matched for c in counts), fixed=sum(c.fixed for c in counts), ordered=sum(c.ordered for c in counts),
         likeness=float(np.mean(at_home)) if at_home else 0.0, log10_p=_together(counts, tries),
-        control=control, control_fixed=control_fixed, control_units=control_units, void=void,
+        control=control, control_fixed=fixed, control_units=units,
+        shown=float(np.mean(shown)) if shown else None, floor=max(floor) if floor else None, void=void,
         each=tuple((".".join(block.path), c.fixed, c.matched) for (block, _, _), c in zip(kept, counts, strict=True)),
     ), counts, tries  # fmt: skip
 
@@ -197,7 +224,7 @@ def _channels(common: Common, axis: Axis, *, seed: int) -> AxisTest | None:
     best: tuple[float, Counted, Block] | None = None
     void, tried = "", 0
     for block in axis.blocks:
-        loaded = _load(common, block, MOST_UNITS, seed)
+        loaded = load_units(common, block, MOST_UNITS, seed=seed)
         if isinstance(loaded, str):
             void = void or loaded
         elif loaded is not None:
@@ -226,91 +253,33 @@ def _together(counts: Sequence[Counted], log10_tries: float) -> float:
 
 def _count(a: Units, b: Units, seed: int) -> Counted:
     """Matches two blocks and counts."""
-    if not len(a.labels) or not len(b.labels):
-        return Counted(0, 0, 0, 0, 0.0)
     found: Assignment = pair_units(likeness(a.parts, b.parts), seed=seed)
     labels_a, labels_b = a.labels[found.a], b.labels[found.b]
     home = labels_a == labels_b
     run = laws.longest_increasing(labels_b[np.argsort(labels_a)])
     alike = float(found.likeness[home].mean()) if home.any() else 0.0
-    return Counted(len(home), max(a.total, b.total, len(home)), int(home.sum()), run, alike)
+    shown = None
+    if len(a.parts) > 1:
+        by_first = pair_units(likeness(a.parts[:1], b.parts[:1]), seed=seed)
+        rest = [np.abs(np.einsum("ij,ij->i", x[by_first.a], y[by_first.b])) for x, y in zip(a.parts[1:], b.parts[1:], strict=True)]
+        shown = float(np.mean(rest))
+    return Counted(len(home), max(a.total, b.total, len(home)), int(home.sum()), run, alike, shown)
 
 
-def _control(
-    kept: Sequence[tuple[Block, Units, Units]], *, clones: int, seed: int
-) -> tuple[float | None, int, int]:
-    """What layers of A give with the next layer of B, and with the next of A: log10 p, fixed points, units."""
-    if len(kept) < 2:
-        return None, 0, 0
-    results: list[tuple[float, int, int]] = []
-    for inside in (False, True):
+def _control(kept: Sequence[tuple[Block, Units, Units]], *, seed: int) -> tuple[float | None, list[Counted]]:
+    """What layers of A give with the next layer of B, and with the next of A: the smaller log10 p, and its counts."""
+    results: list[tuple[float, list[Counted]]] = []
+    for inside in (False, True) if len(kept) > 1 else ():
         counts = []
         for at, (_, one, _) in enumerate(kept):
             _, next_a, next_b = kept[(at + 1) % len(kept)]
-            other = next_a if inside else next_b
-            if [p.shape[1] for p in one.parts] == [p.shape[1] for p in other.parts]:
-                counts.append(_count(one.first(CONTROL_UNITS), other.first(CONTROL_UNITS), seed + at))
-        counts = [c for c in counts if c.matched >= FEWEST_UNITS]
+            pair = one.first(CONTROL_UNITS), (next_a if inside else next_b).first(CONTROL_UNITS)
+            widths = [[part.shape[1] for part in units.parts] for units in pair]
+            if widths[0] == widths[1] and min(len(units.labels) for units in pair) >= FEWEST_UNITS:
+                counts.append(_count(*pair, seed + at))
         if counts:
-            results.append((_together(counts, TESTS), sum(c.fixed for c in counts), sum(c.matched for c in counts)))
-    return min(results) if results else (None, 0, 0)
-
-
-def _load(common: Common, block: Block, share: int, seed: int) -> tuple[Units, Units] | str | None:
-    """The sampled units of a block on both sides; why the block is void; or None where nothing can be compared."""
-    rng = np.random.default_rng([seed, block.a, block.b])
-    window = _window(block, share, rng)
-    sides: tuple[list[Floats], list[Floats]] = ([], [])
-    for member in sorted(block.members, key=lambda m: (m.side, template(m.matrix.path))):
-        lengths = (member.matrix.a[1 - member.side], member.matrix.b[1 - member.side])
-        if lengths[0] != lengths[1] and any(part.isdigit() for part in member.matrix.path):
-            continue  # channels were cut: nothing says which feature is which
-        shared = min(lengths)
-        features = features_of(member, {1 - member.side: shared, member.side: block.b}, rng)
-        if features is None and lengths[0] != lengths[1]:
-            features = np.arange(shared)
-        for side, parts, length in ((common.a, sides[0], block.a), (common.b, sides[1], block.b)):
-            units = read_units(side, member, window, length=length, features=features)
-            if _bound_table(units, member, whole=window.stop - window.start == length and features is None):
-                return f"{member.matrix.name} holds a table that anyone computes alike"
-            parts.append(units)
-    if not sides[0]:
-        return None
-    one, two = (_alive(parts, window.stop - window.start) for parts in sides)
-    if min(len(one.labels), len(two.labels)) < FEWEST_UNITS:
-        return None
-    return one, two
-
-
-def _bound_table(units: Floats, member: Member, *, whole: bool) -> bool:
-    """True where the units are written by rule, not by training."""
-    if whole and units.ndim == 2 and diagonal(units):
-        return True
-    return member.matrix.kernel == 1 and not any(p.isdigit() for p in member.matrix.path) and sinusoidal(units.T)
-
-
-def _window(block: Block, share: int, rng: np.random.Generator) -> slice:
-    """Neighbouring units that are sampled on both sides; all of them where the sides' lengths differ."""
-    if block.a != block.b:
-        return slice(0, max(block.a, block.b))
-    wanted = min(block.a, share)
-    start = int(rng.integers(0, block.a - wanted + 1))
-    return slice(start, start + wanted)
-
-
-def _alive(parts: Sequence[Floats], total: int) -> Units:
-    """Normalised units without those that are dead or equal to another one."""
-    length = len(parts[0])
-    made = [normalised(part) for part in parts]
-    alive = np.ones(length, bool)
-    rng = np.random.default_rng(0)
-    prints = np.zeros(length)
-    for part, raw in zip(made, parts, strict=True):
-        alive &= np.abs(part).max(axis=1, initial=0.0) > 0
-        prints += np.nan_to_num(raw).astype(np.float64) @ rng.standard_normal(raw.shape[1])
-    _, inverse, times = np.unique(prints, return_inverse=True, return_counts=True)
-    alive &= times[inverse] == 1
-    return Units(tuple(part[alive] for part in made), np.flatnonzero(alive), max(total, length))
+            results.append((_together(counts, TESTS), counts))
+    return min(results, key=lambda result: result[0]) if results else (None, [])
 
 
 def _once(common: Common, blocks: Iterable[Block]) -> list[Block]:
@@ -319,9 +288,7 @@ def _once(common: Common, blocks: Iterable[Block]) -> list[Block]:
     seen_b: set[tuple[str, ...]] = set()
     kept = []
     for block in blocks:
-        names = [common.names(m.matrix.name) for m in block.members]
-        places = [str(m.matrix.index) for m in block.members]
-        key_a, key_b = (tuple(sorted(n[side] + p for n, p in zip(names, places, strict=True))) for side in (0, 1))
+        key_a, key_b = (tuple(sorted(common.place(m.matrix, side) for m in block.members)) for side in (0, 1))
         if key_a not in seen_a and key_b not in seen_b:
             kept.append(block)
             seen_a.add(key_a)

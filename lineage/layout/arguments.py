@@ -64,7 +64,8 @@ class Context:
 
 def unknown(word: str, words: Iterable[str], what: str) -> str:
     """`no WHAT "word"`, with the valid word that was probably meant."""
-    meant = nearest(word, words)
+    words = list(words)
+    meant = next((w for w in words if w.lower() == word.lower()), None) or nearest(word, words)
     return f'no {what} "{word[:60]}"' + (f'; did you mean "{meant}"?' if meant else "")
 
 

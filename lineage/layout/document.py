@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import STORAGE
@@ -33,6 +32,8 @@ __all__ = ["VERSION", "dump_mapping", "mapping_data", "parse_mapping", "read_map
 VERSION = 1
 #: longest line that a list of names may make
 LINE = 120
+#: what the file of a mapping's arrays says of itself
+ARRAYS = {"format": "lineage-mapping"}
 _LISTS = (Concat, Split, Stack, Unstack)
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -116,8 +117,8 @@ def parse_mapping(text: str, array: Callable[[str | None, str], NDArray[Any]] | 
     except msgspec.ValidationError as exc:
         raise LayoutError(_complaint(exc)) from exc
     for name, length in document.sizes.items():
-        if not _NAME.fullmatch(name) or not 0 < length < 1 << 62:
-            raise LayoutError(f"sizes.{name}: a size has a name and a length of 1 or more")
+        if not _NAME.fullmatch(name) or not 0 <= length < 1 << 62:
+            raise LayoutError(f"sizes.{name}: a size is a name and a length of 0 or more")
 
     def found(key: str) -> NDArray[Any]:
         if array is None:
@@ -153,6 +154,11 @@ def _rule(raw: _Rule, place: str, context: Context) -> Rule:
             parse_where(where[name])
         except LayoutError as exc:
             raise LayoutError(f"{place}.where.{name}: {exc}") from exc
+    placeholders = {n for t in (*to, *source) for n in parse_template(t).placeholders}
+    for key, given in (("where", raw.where), ("table", raw.table)):
+        for name in given or {}:
+            if name not in placeholders:
+                raise LayoutError(f"{place}.{key}: {unknown(name, placeholders, 'placeholder')}")
     table = {name: tuple(column) for name, column in (raw.table or {}).items()}
     if len({len(column) for column in table.values()}) > 1:
         raise LayoutError(f"{place}.table: its columns have different lengths")
@@ -333,16 +339,29 @@ def write_mapping(
     ------
     InputError : the output is an input or cannot be written; nothing is left of it
     """
-    from lineage.checkpoint.write import atomic, check_output, write_safetensors
+    from lineage.checkpoint.write import atomic, write_safetensors
 
     file, inputs = Path(path), list(inputs)
-    check_output(file, inputs=inputs)
     data = mapping_data(mapping)
     words = {storage.str: word for word, storage in STORAGE.items() if word in ("I64", "F64")}
-    if data:
-        entries = [(key, words[array.dtype.str], array.shape) for key, array in data.items()]
-        write_safetensors(
-            file.parent / f"{file.stem}.safetensors", entries, lambda key: np.asarray(data[key]), inputs=inputs
-        )
+    entries = [(key, words[array.dtype.str], array.shape) for key, array in data.items()]
+    beside = file.parent / f"{file.stem}.safetensors"
+    if data and beside.exists() and not _ours(beside):
+        # a model may well have the mapping's name
+        beside = file.parent / f"{file.stem}.arrays.safetensors"
+    named = beside.name if beside.stem != file.stem else None
     with atomic(file, inputs=inputs) as part:
-        part.write_text(dump_mapping(mapping), encoding="utf-8")
+        part.write_text(dump_mapping(mapping, data=named), encoding="utf-8")
+        if data:
+            write_safetensors(beside, entries, data.__getitem__, metadata=ARRAYS, inputs=inputs)
+
+
+def _ours(path: Path) -> bool:
+    """Whether the file holds the arrays of a mapping, so that it may be replaced."""
+    from lineage.checkpoint import open_checkpoint
+
+    try:
+        with open_checkpoint(path) as arrays:
+            return dict(arrays.metadata) == ARRAYS
+    except InputError:
+        return False

@@ -71,7 +71,8 @@ class Merged:
 
     def __init__(self, parts: Sequence[Lazy]) -> None:
         self.parts, self.shape = tuple(parts), parts[0].shape
-        self.word, self.decoded = widest(p.word for p in parts), True
+        words = {p.word for p in parts}
+        self.word, self.decoded = widest(words), len(words) > 1 or any(p.decoded for p in parts)
 
 
 class Lazy:
@@ -178,6 +179,9 @@ def laid_out(op: Operation, inputs: Sequence[Lazy], *, decoded: bool) -> list[La
                     pieces[-1] = (source, pieces[-1][1], last)
                 else:
                     pieces.append((source, first, last))
+        if not pieces and inputs:
+            # nothing to read, but the dtype has to come from somewhere
+            pieces += [(source, 0, 0) for source, _, _ in inputs[0].pieces[:1]]
         result.append(Lazy(shape, pieces))
     return result
 

@@ -104,12 +104,19 @@ class Template:
     def namer(self, placeholders: Sequence[str]) -> Callable[[Sequence[int]], str]:
         """A quick `name` for many bindings, given as values of `placeholders` in that order."""
         place = {name: k for k, name in enumerate(placeholders)}
-        form = "%d".join(text.replace("%", "%%") for text in self.texts)
-        sums = [(n.constant, [(place[name], factor) for name, factor in n.terms]) for n in self.numbers]
+        form = self.texts[0].replace("%", "%%")
+        sums: list[tuple[int, list[tuple[int, int]]]] = []
+        for number, text in zip(self.numbers, self.texts[1:], strict=True):
+            form += ("%d" if number.terms else str(number.constant)) + text.replace("%", "%%")
+            if number.terms:
+                sums.append((number.constant, [(place[name], factor) for name, factor in number.terms]))
+        if all(constant == 0 and len(terms) == 1 and terms[0][1] == 1 for constant, terms in sums):
+            order = [terms[0][0] for _, terms in sums]
+            return lambda values: form % tuple([values[k] for k in order])
 
         def name(values: Sequence[int]) -> str:
             numbers = tuple(c + sum(values[k] * f for k, f in terms) for c, terms in sums)
-            if numbers and min(numbers) < 0:
+            if min(numbers) < 0:
                 raise LayoutError(f"{self}: a number in the name would be {min(numbers)}")
             return form % numbers
 

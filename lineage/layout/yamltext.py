@@ -92,7 +92,7 @@ def _pairs(items: list[Any], event: Any) -> dict[Any, Any]:
         if isinstance(key, list | dict):
             raise LayoutError(f"a key is a word{_at(event)}")
         if key in result:
-            raise LayoutError(f'the key "{str(key)[:60]}" stands twice{_at(event)}')
+            raise LayoutError(f'the key "{str(key)[:60]}" stands twice in what ends here{_at(event)}')
         result[key] = value
     return result
 

@@ -119,12 +119,12 @@ def lattice(shape: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:
     rng = np.random.default_rng([seed, *shape])
     share = count ** (1 / max(1, sum(n > 1 for n in shape)))
     flat = np.zeros(1, np.int64)
-    for n in shape:
+    for axis, n in enumerate(shape):
         take = min(n, max(2, round(share)))
         if take == n:
             chosen = np.arange(n)
         else:
-            runs = max(1, take // 8)
+            runs = max(1, take // 8 if axis + 1 < len(shape) else min(2, take // 8))
             length = take // runs
             starts = np.sort(rng.choice(max(1, n // length), runs, replace=False)) * length
             chosen = (starts[:, None] + np.arange(length)).ravel()

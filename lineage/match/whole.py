@@ -21,6 +21,8 @@ __all__ = ["Whole", "exact", "near"]
 
 #: places of a tensor that make its key
 KEY = 48
+#: neighbouring places in a row: one read serves them
+RUN = 6
 #: places of a tensor that a cosine is taken over
 SAMPLE = 2048
 #: a cosine below this is never a correspondence by values (chance over `SAMPLE` places: 0.1 at 1e-5)
@@ -83,7 +85,8 @@ def _places(size: int, seed: int) -> NDArray[np.int64]:
     if size <= KEY:
         return np.arange(size, dtype=np.int64)
     rng = np.random.default_rng([seed, size])
-    return np.sort(rng.choice(size, KEY, replace=False)).astype(np.int64)
+    starts = np.sort(rng.choice(size // RUN, KEY // RUN, replace=False)) * RUN
+    return (starts[:, None] + np.arange(RUN)).ravel().astype(np.int64)
 
 
 def _key(values: NDArray[np.float32], level: str) -> bytes | None:

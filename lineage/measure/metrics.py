@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FIGURES", "MERGED", "SUMS", "Metrics", "Order", "empty_sums", "figures", "merge", "undefined"]
+__all__ = ["FIGURES", "MERGED", "SUMS", "Metrics", "Order", "empty_sums", "figures", "merge"]
 
 #: what a kernel sums over the elements that are finite on both sides (a, b values; d = b - a). The counts
 #: `nan_a`, `nan_b` (NaN and infinities) and `other` (non-finite pairs that differ) are over all elements.
@@ -170,8 +170,3 @@ def _ratio(over: float, under: float) -> float | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def undefined(metrics: Metrics) -> list[str]:
-    """Names of the figures that are not defined for this pair."""
-    return [name for name in FIGURES if getattr(metrics, name) is None]

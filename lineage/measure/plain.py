@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lineage.checkpoint.dtypes import STORAGE, decode
+from lineage.checkpoint.dtypes import STORAGE, decode, encode
 from lineage.measure.metrics import AT, Order, empty_sums
 
 __all__ = ["PlainKernel", "finite_pairs", "interpolate", "positions"]
@@ -58,8 +58,6 @@ class PlainKernel:
 
     def equal_when_rounded(self, fine: NDArray[Any], coarse: NDArray[Any], word: str) -> bool:
         """True where rounding the values `fine` to the dtype `word` gives the codes `coarse`."""
-        from lineage.checkpoint.dtypes import encode
-
         got, want = decode(encode(fine, word), word), decode(coarse, word)
         return bool(np.array_equal(got, want, equal_nan=True))
 
@@ -75,7 +73,7 @@ def _add_up(out: NDArray[np.float64], x: NDArray[Any], y: NDArray[Any], differs:
     normal = magnitude >= tiny
     out[AT["n"]] = len(x)
     out[AT["a"]], out[AT["b"]], out[AT["abs_a"]] = x.sum(), y.sum(), magnitude.sum()
-    # einsum and not dot: the same order of additions for all three, so that equal inputs give equal sums
+    # not dot: all three must add in one order, so that equal inputs give equal sums
     out[AT["aa"]], out[AT["bb"]], out[AT["ab"]] = (x * x).sum(), (y * y).sum(), (x * y).sum()
     out[AT["abs_d"]], out[AT["dd"]], out[AT["max_d"]] = size.sum(), (size * size).sum(), size.max()
     out[AT["zero_a"]], out[AT["zero_b"]] = np.count_nonzero(x == 0), np.count_nonzero(y == 0)

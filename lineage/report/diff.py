@@ -13,7 +13,7 @@ from lineage.errors import printable
 from lineage.measure.compare import TensorRow
 from lineage.measure.diff import Described, Diff, top_rows
 from lineage.measure.metrics import FIGURES
-from lineage.report.tables import Cell, Table, as_csv, as_markdown, as_text, bar, count, size
+from lineage.report.tables import Cell, Table, as_csv, as_markdown, as_text, bar, count, figure, size
 
 __all__ = ["csv_text", "html", "json_lines", "markdown", "names", "text"]
 
@@ -94,7 +94,8 @@ def text(
     if quiet:
         return "\n\n".join(part for part in parts if part)
     parts.append(_alone(diff, verbose))
-    parts += [as_text(table, width=width) for table in _tables(diff, top, by, layers=verbose)]
+    if verbose or _changed(diff.comparison.rows):
+        parts += [as_text(table, width=width) for table in _tables(diff, top, by, layers=verbose)]
     if not verbose:
         parts.append(_course(diff))
     parts.append(_footnote(diff))
@@ -116,7 +117,9 @@ def html(diff: Diff, *, by: str) -> str:
     import jinja2
 
     source = (Path(__file__).parent / "diff.html.j2").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["figure"] = figure
+    template = environment.from_string(source)
     rows = top_rows(diff.comparison, by, HTML_ROWS)
     listed = {id(row) for row in rows}
     rest = [row for row in diff.comparison.rows if id(row) not in listed]

@@ -15,9 +15,9 @@ from lineage.errors import InputError
 from lineage.layout.document import write_mapping
 from lineage.report.diff import csv_text
 from lineage.report.document import Report
+from lineage.report.encode import as_json
 from lineage.report.html import page
 from lineage.report.markdown import markdown
-from lineage.report.tables import as_json
 
 __all__ = ["FILES", "check_folder", "write_folder"]
 

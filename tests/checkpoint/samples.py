@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from lineage.checkpoint import open_checkpoint
+
 
 class Sample(NamedTuple):
     """A file, the dtype word of every tensor and its values (bf16 and fp8 as float32)."""
@@ -17,6 +19,13 @@ class Sample(NamedTuple):
     path: Path
     words: dict[str, str]
     values: dict[str, NDArray[Any]]
+
+
+def read_everything(path: Path) -> None:
+    """Opens a file and reads every tensor."""
+    with open_checkpoint(path) as checkpoint:
+        for spec in checkpoint:
+            checkpoint.read(spec.name)
 
 
 def _numbers() -> dict[str, NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -50,7 +51,7 @@ SAFETENSORS = {
     "of shape (4, 5) takes 80 bytes, the header gives it 64": _pack({"w": _entry(shape=(4, 5))}, _DATA),
     "takes 295 EB": _pack({"w": _entry(shape=(2**33, 2**33))}, _DATA),
     "has a negative length": _pack({"w": _entry(shape=(-4, -4))}, _DATA),
-    "lists 64 bytes of tensors, the file holds 40 bytes; fetch it again, it was cut short": _pack({"w": _entry()}, _DATA[:40]),
+    "lists 64 bytes of tensors, the file holds 40 bytes; fetch it again": _pack({"w": _entry()}, _DATA[:40]),
     "something was appended": _pack({"w": _entry()}, _DATA + b"tail"),
     "8 bytes before": _pack({"w": _entry(span=(8, 72))}, b"\0" * 72),
     'lists "w" twice': _pack(_TWICE, _DATA[:32]),
@@ -59,7 +60,7 @@ SAFETENSORS = {
     "no array can have": _pack({"w": _entry(shape=(0, 2**40, 2**40), span=(0, 0))}),
     "can have 70 axes": _pack({"w": _entry(shape=[1] * 70, span=(0, 4))}, _DATA[:4]),
     "entry \"w\" is broken": _pack({"w": _entry(shape=(4.5, 4))}, _DATA),
-    "a number has thousands of digits": _pack(b'{"w":{"dtype":"F32","shape":[1' + b"0" * 5000 + b'],"data_offsets":[0,4]}}', _DATA),
+    "a number has thousands of digits": _pack(b'{"w":{"dtype":"F32","shape":[1' + b"0" * 5000 + b"]}}", _DATA),
     "__metadata__ is not a table": _pack({"__metadata__": 7, "w": _entry()}, _DATA),
     "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 4976698672\n",
     "a web page": b"  <!DOCTYPE html><html><body>404</body></html>",
@@ -129,9 +130,8 @@ NPY = {
 
 def _refused(path: Path) -> str:
     """The line that refuses the file; it names it and is one line."""
-    with pytest.raises(InputError) as caught, open_checkpoint(path) as checkpoint:
-        for spec in checkpoint:
-            checkpoint.read(spec.name)
+    with pytest.raises(InputError) as caught:
+        samples.read_everything(path)
     text = str(caught.value)
     assert str(path) in text
     assert "\n" not in text
@@ -335,12 +335,8 @@ def test_random_damage_is_read_or_refused_and_nothing_else(tmp_path: Path, write
         for _ in range(draw.choice([1, 2, 8])):
             damaged[draw.randrange(min(reach, len(damaged)))] = draw.choice([0, 255, 128, draw.randrange(256)])
         target.write_bytes(damaged)
-        try:
-            with open_checkpoint(target) as checkpoint:
-                for spec in checkpoint:
-                    checkpoint.read(spec.name, spec.size // 2, spec.size)
-        except InputError as exc:
-            assert "\n" not in str(exc)
+        with contextlib.suppress(InputError):
+            samples.read_everything(target)
 
 
 def test_a_header_of_ninety_thousand_tensors_opens_in_a_second(tmp_path: Path) -> None:

@@ -155,10 +155,10 @@ def test_numbers_in_big_endian_order_are_refused(tmp_path: Path) -> None:
 
 def test_compressed_storages_are_refused_with_a_remedy(tmp_path: Path) -> None:
     torch.save(_weights(), tmp_path / "model.pt")
-    with zipfile.ZipFile(tmp_path / "model.pt") as old:
-        with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as new:
-            for name in old.namelist():
-                new.writestr(name, old.read(name))
+    packed = zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "model.pt") as old, packed as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
     with pytest.raises(InputError, match="load and save it with torch"):
         open_checkpoint(tmp_path / "packed.pt")
 

@@ -44,8 +44,16 @@ def test_rules_over_all_names_give_exactly_the_matches(drawn: tuple[list[Match],
         ([(f"x.{i}.w", f"y.{i}.w") for i in range(9)], "x.{i}.w", "y.{i}.w"),
         ([(f"x.{i}.w", f"y.{i + 1}.w") for i in range(9)], "x.{i-1}.w", "y.{i}.w"),
         ([(f"x.{8 - i}.w", f"y.{i}.w") for i in range(9)], "x.{8-i}.w", "y.{i}.w"),
-        ([(f"x.{3 * b + r + 1}.0", f"y.{b}.r.{r}") for b in range(4) for r in range(2)], "x.{3*i+j+1}.0", "y.{i}.r.{j}"),
-        ([(f"y.{b}.r.{r}", f"x.{3 * b + r + 1}.0") for b in range(4) for r in range(2)], "y.{i}.r.{j}", "x.{3*i+j+1}.0"),
+        (
+            [(f"x.{3 * b + r + 1}.0", f"y.{b}.r.{r}") for b in range(4) for r in range(2)],
+            "x.{3*i+j+1}.0",
+            "y.{i}.r.{j}",
+        ),
+        (
+            [(f"y.{b}.r.{r}", f"x.{3 * b + r + 1}.0") for b in range(4) for r in range(2)],
+            "y.{i}.r.{j}",
+            "x.{3*i+j+1}.0",
+        ),
         ([("{i}.w", "y.{i}.w")], "{{i}}.w", "y.{{i}}.w"),
     ],
 )
@@ -93,7 +101,9 @@ def test_unrolled_layers_keep_the_order_of_their_list() -> None:
 
 
 def test_lists_that_begin_elsewhere_in_each_layer_are_a_formula() -> None:
-    matches = [Match((f"x.{b}",), (tuple(f"y.{4 * b + e}" for e in range(4)),), (Stack(0, over="e"),)) for b in range(3)]
+    matches = [
+        Match((f"x.{b}",), (tuple(f"y.{4 * b + e}" for e in range(4)),), (Stack(0, over="e"),)) for b in range(3)
+    ]
     (rule,) = induce(matches)
     assert rule.source == ("y.{4*i+e}",)
     assert [i.source_names for i in Mapping(rules=(rule,)).instances({f"y.{k}": (1,) for k in range(12)})] == [
@@ -107,7 +117,9 @@ def test_a_list_without_a_pattern_is_written_name_by_name() -> None:
 
 
 def test_evidence_is_that_of_the_weakest_match() -> None:
-    matches = [Match((f"x.{i}",), (f"y.{i}",), (), cosine=1 - i / 10, certified=True, margin=0.5 - i / 10) for i in range(3)]
+    matches = [
+        Match((f"x.{i}",), (f"y.{i}",), (), cosine=1 - i / 10, certified=True, margin=0.5 - i / 10) for i in range(3)
+    ]
     (rule,) = induce(matches)
     assert rule.evidence is not None
     assert (rule.evidence.tensors, rule.evidence.cosine, rule.evidence.certified) == (3, 0.8, True)

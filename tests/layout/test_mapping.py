@@ -12,7 +12,9 @@ from lineage.layout.mapping import Mapping, Rule, settled
 from lineage.layout.operations import Concat, Each, Rearrange, Slice, Split, Stack, Unstack
 
 
-def instances(rule: Rule, *names: str, shape: tuple[int, ...] = (4, 2)) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def instances(
+    rule: Rule, *names: str, shape: tuple[int, ...] = (4, 2)
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     found = Mapping(rules=(rule,)).instances(dict.fromkeys(names, shape))
     return sorted((i.target_names, i.source_names) for i in found)
 
@@ -73,7 +75,10 @@ def test_unstacking_names_as_many_targets_as_the_shape_holds() -> None:
     ("rule", "reason"),
     [
         (Rule(to=("x.{i}",), source=("a",)), r"rules\[0\]: .*nothing says which values i takes"),
-        (Rule(to=("x.{i}",), source=("a",), ops=(Unstack(0, over="i"),), where={"i": "0:3"}), "of 4 items does not fit"),
+        (
+            Rule(to=("x.{i}",), source=("a",), ops=(Unstack(0, over="i"),), where={"i": "0:3"}),
+            "of 4 items does not fit",
+        ),
         (Rule(to=("x.{i}",), source=("a",), ops=(Unstack(0, over="i"), Split(0, parts=2))), "2 arrays for 1 targets"),
     ],
 )

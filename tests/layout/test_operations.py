@@ -108,7 +108,9 @@ class TestEveryOperation:
 
 
 @given(chains())
-def test_the_inverse_of_a_chain_undoes_it_bit_by_bit(drawn: tuple[list[tuple[int, ...]], tuple[Operation, ...]]) -> None:
+def test_the_inverse_of_a_chain_undoes_it_bit_by_bit(
+    drawn: tuple[list[tuple[int, ...]], tuple[Operation, ...]],
+) -> None:
     shapes, ops = drawn
     given_arrays = [codes(s, k) for k, s in enumerate(shapes)]
     there = apply_chain(ops, given_arrays)
@@ -117,7 +119,9 @@ def test_the_inverse_of_a_chain_undoes_it_bit_by_bit(drawn: tuple[list[tuple[int
 
 
 @given(chains())
-def test_the_shapes_of_a_chain_are_those_of_what_it_gives(drawn: tuple[list[tuple[int, ...]], tuple[Operation, ...]]) -> None:
+def test_the_shapes_of_a_chain_are_those_of_what_it_gives(
+    drawn: tuple[list[tuple[int, ...]], tuple[Operation, ...]],
+) -> None:
     shapes, ops = drawn
     assert chain_shapes(ops, shapes) == [a.shape for a in apply_chain(ops, [codes(s) for s in shapes])]
 

@@ -44,7 +44,9 @@ def test_a_template_gives_names(template: str, bindings: dict[str, int], name: s
     assert parse_template(str(parsed)) == parsed
 
 
-@pytest.mark.parametrize("template", ["{i}{j}", "1{i}", "{i}0", "{i", "i}", "{}", "{i*j}", "{3}", "{i+}", "{-}", "{2i}"])
+@pytest.mark.parametrize(
+    "template", ["{i}{j}", "1{i}", "{i}0", "{i", "i}", "{}", "{i*j}", "{3}", "{i+}", "{-}", "{2i}"]
+)
 def test_what_no_name_could_be_told_from_is_refused(template: str) -> None:
     with pytest.raises(LayoutError, match="brace|digit"):
         parse_template(template)

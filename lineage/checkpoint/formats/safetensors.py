@@ -183,7 +183,9 @@ def _decode_checked(path: str, raw: bytes) -> tuple[dict[str, _Entry], dict[str,
     except _Twice as exc:
         raise InputError(path, f"the header lists {exc} twice") from exc
     except ValueError as exc:
-        raise InputError(path, f"the header is not JSON ({json_fault(exc)})", "fetch it again, or it is not safetensors") from exc
+        raise InputError(
+            path, f"the header is not JSON ({json_fault(exc)})", "fetch it again, or it is not safetensors"
+        ) from exc
     if not isinstance(document, dict):
         raise InputError(path, f"the header is a JSON {type(document).__name__}, a table of tensors is expected")
     pairs = document.pop("__metadata__", None)

@@ -357,7 +357,7 @@ _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _table,
     ("collections", "defaultdict"): _table,
     ("collections", "Counter"): _table,
-    ("collections", "deque"): _first,
+    ("collections", "deque"): lambda *args: args[0] if args and isinstance(args[0], list) else [],
     ("_codecs", "encode"): _latin,
 }
 

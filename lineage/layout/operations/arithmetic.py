@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import STORAGE, decode, encode
 from lineage.layout.axes import LayoutError, Shape
-from lineage.layout.operations.base import Operation, Segment, Single, axis_of
+from lineage.layout.operations.base import Operation, Single, axis_of
 from lineage.layout.operations.data import Data
 
 __all__ = ["Add", "Cast", "Matmul", "Scale"]
@@ -42,6 +42,11 @@ class _Constant(Single):
             object.__setattr__(self, "by", float(self.by))
             if self.axis is not None or not np.isfinite(self.by):
                 raise LayoutError(f"{self.word}: a finite number without axis, or a vector with one")
+
+    @property
+    def pointwise(self) -> bool:  # type: ignore[override]
+        """Whether the operand is one number."""
+        return not isinstance(self.by, Data)
 
     def _operand(self, shape: Shape) -> NDArray[Any] | float:
         if not isinstance(self.by, Data):
@@ -104,6 +109,7 @@ class Cast(Single):
 
     word: ClassVar[str] = "cast"
     moves: ClassVar[bool] = False
+    pointwise: ClassVar[bool] = True
     to: str
 
     def __post_init__(self) -> None:
@@ -115,9 +121,6 @@ class Cast(Single):
 
     def one_shape(self, shape: Shape) -> Shape:
         return shape
-
-    def one_flat(self, shape: Shape) -> list[Segment] | None:
-        return None
 
     def dtype(self, word: str) -> str:
         return self.to

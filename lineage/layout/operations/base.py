@@ -30,6 +30,7 @@ class Operation(ABC):
     word : its name in a mapping file
     moves : it only says from where each element comes
     single : it acts on each array of the list by itself
+    pointwise : each element depends on the same element of one array only, wherever it stands
     partial : it leaves places that nobody knows
     gathers : with `over`, it collapses the list over a placeholder (otherwise it makes one)
     over : placeholder whose list it collapses or makes, None where it acts on the chain's own list
@@ -38,6 +39,7 @@ class Operation(ABC):
     word: ClassVar[str]
     moves: ClassVar[bool] = True
     single: ClassVar[bool] = False
+    pointwise: ClassVar[bool] = False
     partial: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
     over: str | None

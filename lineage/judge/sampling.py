@@ -1,0 +1,260 @@
+"""Units of both checkpoints as rows: sampled at the same places, read by ranges, put into one frame of features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.checkpoint import Checkpoint
+from lineage.judge.axes import FEWEST_UNITS, Block, Matrix, Member, Shape, template
+from lineage.judge.common import Common
+from lineage.judge.tables import diagonal, sinusoidal
+from lineage.match.units import normalised
+
+__all__ = ["Frame", "Units", "load_units", "read_units", "token_frames"]
+
+Floats = NDArray[np.floating[Any]]
+
+#: a part of a tensor up to this many elements is read in one piece, whatever the order of its axes
+WHOLE = 1 << 19
+#: places along the other axis that are looked at where units stand in columns and every place costs a read
+MOST_READS = 192
+#: features of a unit that are compared; more would not tell units apart any better
+MOST_FEATURES = 1024
+#: rows of the embeddings that make the token frame
+MOST_TOKENS = 384
+
+
+class Units(msgspec.Struct, frozen=True):
+    """The sampled units of one block on one side.
+
+    Attributes
+    ----------
+    parts : (units, features) a member, normalised
+    labels : index of each unit; units that are dead or equal to another are left out
+    total : indices that were sampled
+    """
+
+    parts: tuple[Floats, ...]
+    labels: NDArray[np.intp]
+    total: int
+
+    def first(self, most: int) -> Units:
+        """The units whose labels lie below `most`."""
+        kept = self.labels < most
+        return Units(tuple(part[kept] for part in self.parts), self.labels[kept], min(self.total, most))
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """What channels of equal length mean, seen from tensors outside the layers.
+
+    Attributes
+    ----------
+    a, b : (tokens, channels): sampled rows of embeddings, heads and the like, the same rows on both sides
+
+    Notes
+    -----
+    A unit's weights times the frame say what it does for each token, however the channels between them were
+    permuted, flipped, rotated or cut; nothing is fitted, and no hidden unit takes part.
+    """
+
+    a: Floats
+    b: Floats
+
+
+def token_frames(common: Common, found: Sequence[Matrix], *, seed: int) -> dict[tuple[int, int], Frame]:
+    """A frame for each pair of channel lengths (A's, B's) that stand beside an axis bound to an index.
+
+    Parameters
+    ----------
+    found : the matrices of the common layout
+    """
+    inside = {n for m in found if _numbered(m) for n in m.b}
+    parts: dict[tuple[int, int], list[tuple[Floats, Floats]]] = {}
+    for matrix in found:
+        for side in (0, 1):
+            tokens = min(matrix.a[1 - side], matrix.b[1 - side])
+            if _numbered(matrix) or matrix.b[side] not in inside or matrix.b[1 - side] in inside or tokens < 8:
+                continue
+            member = Member(matrix, side)
+            rng = np.random.default_rng([seed, *matrix.b])
+            rows = spread(tokens, max(8, MOST_TOKENS // matrix.kernel), rng)
+            rows = np.arange(tokens) if rows is None else rows
+            whole = slice(0, max(matrix.a[side], matrix.b[side]))
+            one = read_units(common.a, member, whole, length=matrix.a[side], features=rows).T
+            two = read_units(common.b, member, whole, length=matrix.b[side], features=rows).T
+            parts.setdefault((matrix.a[side], matrix.b[side]), []).append((_scaled(one), _scaled(two)))
+    return {
+        lengths: Frame(np.concatenate([one for one, _ in pairs]), np.concatenate([two for _, two in pairs]))
+        for lengths, pairs in parts.items()
+    }
+
+
+def load_units(
+    common: Common,
+    block: Block,
+    share: int,
+    *,
+    seed: int,
+    frames: Mapping[tuple[int, int], Frame] | None = None,
+) -> tuple[Units, Units] | str | None:
+    """The sampled units of a block on both sides.
+
+    Parameters
+    ----------
+    share : units wanted
+    frames : features are seen through these frames; None: as they stand
+
+    Returns
+    -------
+    units of A and of B; why the block counts for nothing (a table that anyone computes alike); or None where
+    nothing can be compared
+    """
+    rng = np.random.default_rng([seed, block.a, block.b])
+    window = _window(block, share, rng)
+    sides: tuple[list[Floats], list[Floats]] = ([], [])
+    for member in sorted(block.members, key=lambda m: (m.side, template(m.matrix.path))):
+        lengths = (member.matrix.a[1 - member.side], member.matrix.b[1 - member.side])
+        frame = None if frames is None else frames.get(lengths)
+        features = _features(member, lengths, frames, rng)
+        if features is _NOTHING:
+            continue
+        for side, parts, length in ((common.a, sides[0], block.a), (common.b, sides[1], block.b)):
+            units = read_units(side, member, window, length=length, features=features)
+            if _table(units, member, window.start, features):
+                return f"{member.matrix.name} holds a table that anyone computes alike"
+            if frame is not None:
+                units = units @ (frame.a if side is common.a else frame.b).T
+            parts.append(units)
+    if not sides[0]:
+        return None
+    one, two = (_alive(parts, window.stop - window.start) for parts in sides)
+    return (one, two) if min(len(one.labels), len(two.labels)) >= FEWEST_UNITS else None
+
+
+def read_units(
+    checkpoint: Checkpoint, member: Member, window: slice, *, length: int, features: NDArray[np.intp] | None = None
+) -> Floats:
+    """Units of one matrix as rows, shape (units of the window, features).
+
+    Parameters
+    ----------
+    member : the matrix, and the side on which the units stand
+    window : units wanted; what lies beyond the end is left out
+    length : units that this side's tensor has
+    features : places on the other axis, ascending; None for all of them
+
+    Notes
+    -----
+    Reads ranges: the window's rows, or its part of each place's row. A convolution's kernel elements stand beside
+    each other as features.
+    """
+    matrix, shape = member.matrix, checkpoint.specs[member.matrix.name].shape
+    inner = shape[len(matrix.index) :]
+    size = int(np.prod(inner, dtype=np.int64))
+    base = 0
+    for place, extent in zip(matrix.index, shape, strict=False):
+        base = base * extent + place
+    base *= size
+    axis = matrix.axes[member.side] - len(matrix.index)
+    other = matrix.axes[1 - member.side] - len(matrix.index)
+    start, stop, _ = window.indices(length)
+    if axis == 0:
+        width = size // length
+        block = checkpoint.read(matrix.name, base + start * width, base + stop * width)
+        block = block.reshape(stop - start, *inner[1:])
+    elif other == 0 and axis == 1 and features is not None and size > WHOLE:
+        block = np.stack(list(_segments(checkpoint, matrix.name, base, inner, start, stop, features)), axis=0)
+        return np.moveaxis(block, 1, 0).reshape(stop - start, -1)
+    else:
+        block = checkpoint.read(matrix.name, base, base + size).reshape(inner)
+        block = block[(slice(None),) * axis + (slice(start, stop),)]
+    if features is not None:
+        block = np.take(block, features, axis=other)
+    return np.moveaxis(block, (axis, other), (0, 1)).reshape(stop - start, -1)
+
+
+def _segments(
+    checkpoint: Checkpoint, name: str, base: int, inner: Shape, start: int, stop: int, features: NDArray[np.intp]
+) -> Iterator[Floats]:
+    """The window's part of each feature's row, shape (units, kernel)."""
+    kernel = int(np.prod(inner[2:], dtype=np.int64))
+    row = inner[1] * kernel
+    for place in features.tolist():
+        at = base + place * row
+        yield checkpoint.read(name, at + start * kernel, at + stop * kernel).reshape(stop - start, kernel)
+
+
+def spread(length: int, wanted: int, rng: np.random.Generator) -> NDArray[np.intp] | None:
+    """At most `wanted` places of an axis, ascending; None where that is all of them."""
+    return None if length <= wanted else np.sort(rng.choice(length, wanted, replace=False))
+
+
+#: stands for a member that cannot be compared
+_NOTHING = np.zeros(0, np.intp)
+
+
+def _features(
+    member: Member, lengths: tuple[int, int], frames: Mapping[tuple[int, int], Frame] | None, rng: np.random.Generator
+) -> NDArray[np.intp] | None:
+    """Places on the other axis that a test looks at; None for all, `_NOTHING` where there is nothing to compare."""
+    matrix = member.matrix
+    columns = matrix.axes[member.side] > matrix.axes[1 - member.side]
+    costly = columns and matrix.b[0] * matrix.b[1] * matrix.kernel > WHOLE
+    if frames is not None:
+        return None if lengths in frames and matrix.kernel == 1 and not costly else _NOTHING
+    if lengths[0] != lengths[1] and _numbered(matrix):
+        return _NOTHING  # channels were cut: nothing says which feature is which
+    shared = min(lengths)
+    wanted = MOST_READS if costly else MOST_FEATURES
+    chosen = spread(shared, max(8, wanted // matrix.kernel), rng)
+    return np.arange(shared) if chosen is None and lengths[0] != lengths[1] else chosen
+
+
+def _numbered(matrix: Matrix) -> bool:
+    return any(ch.isdigit() for part in matrix.path for ch in part)
+
+
+def _table(units: Floats, member: Member, start: int, features: NDArray[np.intp] | None) -> bool:
+    """True where the units are written by rule, not by training."""
+    matrix = member.matrix
+    rows = np.arange(start, start + len(units))
+    columns = np.arange(units.shape[1] // matrix.kernel) if features is None else features
+    strongest = np.abs(units).reshape(len(units), -1, matrix.kernel).max(axis=2)
+    if diagonal(strongest, rows, columns, period=min(matrix.b)):
+        return True
+    return matrix.kernel == 1 and not _numbered(matrix) and sinusoidal(units.T)
+
+
+def _window(block: Block, share: int, rng: np.random.Generator) -> slice:
+    """Neighbouring units that are sampled on both sides; all of them where the sides' lengths differ."""
+    if block.a != block.b:
+        return slice(0, max(block.a, block.b))
+    wanted = min(block.a, share)
+    start = int(rng.integers(0, block.a - wanted + 1))
+    return slice(start, start + wanted)
+
+
+def _alive(parts: Sequence[Floats], total: int) -> Units:
+    """Normalised units without those that are dead or equal to another one."""
+    length = len(parts[0])
+    alive = np.ones(length, bool)
+    rng = np.random.default_rng(0)
+    prints = np.zeros(length)
+    for part in parts:
+        alive &= np.abs(part).max(axis=1, initial=0.0) > 0
+        prints += np.nan_to_num(part).astype(np.float64) @ rng.standard_normal(part.shape[1])
+    _, inverse, times = np.unique(prints, return_inverse=True, return_counts=True)
+    alive &= times[inverse] == 1
+    return Units(tuple(normalised(part[alive]) for part in parts), np.flatnonzero(alive), max(total, length))
+
+
+def _scaled(rows: Floats) -> Floats:
+    """Rows centred and divided by their spread, so that several tensors weigh alike."""
+    centred = rows - rows.mean(axis=0, dtype=np.float64).astype(rows.dtype)
+    spread_ = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64))))
+    return centred / spread_ if spread_ > 0 else centred

@@ -1,0 +1,138 @@
+"""What terminal, Markdown and HTML say alike about a report: headline, certainty, facts, tables, what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePath
+
+from lineage.errors import printable
+from lineage.measure.diff import Described
+from lineage.report.document import Report, VerdictSummary
+from lineage.report.tables import Cell, Table, count, size
+
+__all__ = ["HEADLINES", "certainty", "component_table", "facts", "group_table", "next_steps", "percent", "side"]
+
+HEADLINES = {
+    "copied": "B holds A's weights, renamed, laid out anew or cast at most.",
+    "transformed": "B's weights are derived from A's, or both from a common ancestor's.",
+    "retrained": "B has A's architecture, but weights of its own.",
+    "unrelated": "B shares neither architecture nor weights with A.",
+    "undetermined": "There is too little evidence to tell.",
+}
+_GRADES = {
+    "remap": "fits B once its keys are renamed",
+    "reshape": "fits B exactly once its factors are cut and joined as the mapping says",
+    "retrain": "finds its places in B, but the weights there are others: train it anew",
+    "none": "has no place in B",
+}
+_DIRECTIONS = {"a-to-b": "B comes from A", "b-to-a": "A comes from B", None: "the weights do not show who came first"}
+#: figures in the table of groups
+_FIGURES = ("cosine", "rel_l2", "norm_ratio", "changed")
+#: chances above this are written as decimals
+_PLAIN = -3.0
+
+
+def percent(share: float) -> str:
+    """A share in percent that reads as 0 or 100 only where it is.
+
+    Examples
+    --------
+    >>> percent(1.0), percent(0.99996), percent(0.5), percent(0.00001)
+    ('100 %', '99.9 %', '50.0 %', '0.1 %')
+    """
+    if share in (0.0, 1.0):
+        return f"{share:.0%}".replace("%", " %")
+    return f"{min(max(100 * share, 0.1), 99.9):.1f} %"
+
+
+def certainty(verdict: VerdictSummary) -> str:
+    """How sure the verdict is, in a sentence."""
+    p = verdict.log10_p
+    if p is None:
+        return "No units were found whose order training leaves to chance, so there is no p-value."
+    chance = f"{10**p:.2g}" if p > _PLAIN else f"10^{p:.1f}"
+    return f"Between models trained independently, agreement like this has probability {chance} or less."
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """What there is to know beside the reasons: (word, sentence)."""
+    document, verdict = report.document, report.verdict
+    mapping = document.mapping
+    found = [
+        ("How sure", certainty(verdict)),
+        ("Coverage", f"{percent(verdict.coverage)} of B's parameters take part in matched tensors"),
+        (
+            "Tensors",
+            f"{mapping.matched_b:,} of B's {document.b.tensors:,} found in A by {count(mapping.rules, 'rule')}, "
+            f"{mapping.certified_b:,} certified by their values, {mapping.by_structure_b:,} by structure alone",
+        ),
+        ("Relations", ", ".join(verdict.relations) or "none found"),
+    ]
+    if verdict.related:
+        found.append(("Direction", _DIRECTIONS[verdict.direction]))
+    patterns = report.diff.comparison.change.patterns
+    if verdict.related and patterns:
+        found.append(("Change", ", ".join(patterns)))
+    found.append(("LoRA", f"a LoRA made for A {_GRADES[document.lora.grade]}"))
+    return found
+
+
+def side(found: Described) -> str:
+    """One checkpoint in a line."""
+    dtypes = ", ".join(found.dtypes) or "nothing"
+    return (
+        f"{printable(found.path)} ({found.format}, {count(found.tensors, 'tensor')}, "
+        f"{size(found.parameters)} parameters, {dtypes})"
+    )
+
+
+def component_table(report: Report) -> Table | None:
+    """One row by component, None where there is only one."""
+    parts = report.document.components
+    if len(parts) < 2:
+        return None
+    rows: list[tuple[Cell, ...]] = []
+    for part in parts:
+        v = part.verdict
+        p = None if v.log10_p is None else round(v.log10_p, 1)
+        rows.append((part.name, part.a, v.class_, p, percent(v.coverage), ", ".join(v.relations) or None))
+    return Table(
+        title="Components", heads=("component", "in A", "verdict", "log10 p", "coverage", "relations"), rows=tuple(rows)
+    )
+
+
+def group_table(report: Report) -> Table | None:
+    """One row by group of tensors: how alike they are, None where nothing was compared."""
+    groups = report.document.metrics.groups
+    rows = tuple((name, found["tensors"], *(found[f] for f in _FIGURES)) for name, found in groups.items())
+    heads = ("group", "tensors", "cosine", "relative L2", "norm ratio", "values changed")
+    return Table(title="How alike, by group of tensors", heads=heads, rows=rows) if rows else None
+
+
+def next_steps(report: Report, out: str | None = None) -> list[str]:
+    """What a person can do now, as sentences with commands."""
+    document, verdict = report.document, report.verdict
+    a, b = (shlex.quote(printable(s.path)) for s in (document.a, document.b))
+    mapping = shlex.quote(printable(str(PurePath(out) / "mapping.yaml"))) if out else "mapping.yaml"
+    steps = []
+    if verdict.related is None:
+        steps.append(
+            "Compare other parts or larger models of both families: small or untrained ones carry no evidence."
+        )
+    elif not verdict.related:
+        steps.append("Nothing speaks for a common origin. If you suspect another ancestor, investigate that one.")
+    else:
+        steps.append(f"See which tensors changed most: lineage diff {a} {b}")
+        if not out and document.mapping.rules:
+            steps.append(f"Keep the mapping and a report to show: lineage investigate {a} {b} -o report")
+        if out and verdict.class_ == "transformed" and document.mapping.rules:
+            steps.append(
+                f"Lay A out as B is, to use B's tools on it: lineage apply {mapping} {a} -o a-as-b.safetensors"
+            )
+        if verdict.direction is None:
+            steps.append(
+                "To learn who came first, compare publication dates, or investigate both against older models."
+            )
+    if any(c.verdict == "contradicted" for c in document.claims):
+        steps.append("B names A as its origin, which its weights contradict: ask its authors.")
+    return steps
