@@ -280,7 +280,7 @@ def _pairs(
     a: Checkpoint, b: Checkpoint, *, seed: int, threads: int, progress: Callable[[str], None]
 ) -> Iterator[tuple[str | None, str, Mapping]]:
     """Every component of B with the one of A that has its name, else the one that explains most of it."""
-    from lineage.match import find_mapping
+    from lineage.match.finder import find_mapping
 
     free = [name for name in a.components if name not in b.components or name == ""]
     sizes = {name: b.component(name).parameters if name else b.parameters for name in b.components}

@@ -75,8 +75,9 @@ def rearranged(draw: st.DrawFn, shape: Shape) -> Rearrange:
 @st.composite
 def single_steps(draw: st.DrawFn, shape: Shape) -> Operation:
     """An operation on one array that loses nothing."""
-    axis = draw(st.integers(0, len(shape) - 1)) if shape else 0
-    if shape and draw(st.booleans()):
+    taken = draw(st.booleans())
+    if shape and taken:
+        axis = draw(st.integers(0, len(shape) - 1))
         return Take(axis - draw(st.sampled_from([0, len(shape)])), draw(st.permutations(range(shape[axis]))))
     return draw(rearranged(shape))
 
@@ -123,7 +124,7 @@ def chains(draw: st.DrawFn) -> tuple[list[Shape], tuple[Operation, ...]]:
 #: names as files have them, and as nobody wants them
 names = st.one_of(
     st.from_regex(r"[a-z]{1,6}(\.([a-z]{1,6}|[0-9]{1,2})){0,3}", fullmatch=True),
-    st.text(st.characters(exclude_categories=("Cs",)), min_size=0, max_size=12),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=0, max_size=12),
     st.sampled_from(
         ["null", "true", "1e3", "0x1f", "~", "- a", "{i}.weight", "a: b", "#", "12:30", "007.1", "\x85", "=", "<<"]
     ),
@@ -152,7 +153,9 @@ def correspondences(draw: st.DrawFn) -> tuple[list[Match], list[str], list[str]]
         )
     )
     turned = Rearrange("a b -> b a")
-    matches, sources, targets = [], [], []
+    matches: list[Match] = []
+    sources: list[str] = []
+    targets: list[str] = []
     for i, j, word, matched in pairs:
         target, source = make(i, j, word)
         targets.append(target)

@@ -45,6 +45,10 @@ def rules(*given: tuple[str | tuple[str, ...], str | tuple[str, ...], tuple[Oper
     )
 
 
+def floats(values: Any) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
 def contents(checkpoint: Any) -> dict[str, list[Any]]:
     return {name: checkpoint.codes(name).tolist() for name in checkpoint.specs}
 
@@ -109,7 +113,7 @@ def test_codes_that_only_move_are_kept_bit_by_bit() -> None:
 
 
 def test_arithmetic_works_on_values_and_rounds_once() -> None:
-    filled = Filled(rules(("b", "a", (Scale(1 / 3), Add(1)))), Memory({"a": np.float32([3, 6])}, words={"a": "BF16"}))
+    filled = Filled(rules(("b", "a", (Scale(1 / 3), Add(1)))), Memory({"a": floats([3, 6])}, words={"a": "BF16"}))
     assert filled.tensor("b").tolist() == [2.0, 3.0]
     assert filled.specs["b"].dtype == "BF16"
 
@@ -129,9 +133,9 @@ def test_whole_numbers_of_any_size_are_gathered_exactly() -> None:
 
 
 def test_a_cast_changes_the_dtype() -> None:
-    filled = Filled(rules(("b", "a", (Cast("F16"),))), Memory({"a": np.float32([1, 0.1])}, words={"a": "F32"}))
+    filled = Filled(rules(("b", "a", (Cast("F16"),))), Memory({"a": floats([1, 0.1])}, words={"a": "F32"}))
     assert filled.specs["b"].dtype == "F16"
-    assert filled.codes("b").tolist() == np.float16([1, 0.1]).tolist()
+    assert filled.codes("b").tolist() == np.array([1, 0.1], np.float16).tolist()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +143,7 @@ def test_a_cast_changes_the_dtype() -> None:
     [("BF16", "F32", "F32"), ("BF16", "F16", "F32"), ("F8_E4M3", "F8_E5M2", "F16"), ("F8_E4M3", "BF16", "BF16")],
 )
 def test_dtypes_that_meet_become_the_one_that_holds_both(one: str, two: str, together: str) -> None:
-    values = np.float32([1.5, 0.25])
+    values = floats([1.5, 0.25])
     a = Memory({"x": values, "y": values}, words={"x": one, "y": two})
     filled = Filled(rules(("b", ("x", "y"), (Concat(0),))), a)
     assert filled.specs["b"].dtype == together
@@ -189,7 +193,7 @@ def test_a_tied_tensor_comes_back_from_the_first_rule_that_has_it_whole() -> Non
 
 def test_padding_comes_off_again() -> None:
     mapping = rules(("x", "w", (Pad(0, 1, 2), Pad(1, 0, 1, 3.0))))
-    a = Memory({"w": np.float32([[1, 2]])}, "F32")
+    a = Memory({"w": floats([[1, 2]])}, "F32")
     filled = Filled(mapping, a)
     assert filled.tensor("x").tolist() == [[0, 0, 3], [1, 2, 3], [0, 0, 3], [0, 0, 3]]
     assert Filled.inverse(mapping, filled).tensor("w").tolist() == [[1, 2]]

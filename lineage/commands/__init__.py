@@ -154,18 +154,17 @@ def run() -> NoReturn:
 def _code() -> int:
     """Runs the command; what it raises becomes a line and an exit code."""
     try:
-        found = main.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        return _INTERRUPTED
-    except KeyboardInterrupt:
+        with main.make_context("lineage", sys.argv[1:]) as context:
+            found = main.invoke(context)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
         return _INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as exc:
         with suppress(OSError):
             exc.show()
         return 2
-    except click.ClickException as exc:
-        return _explain(exc)
-    except (LineageError, OSError, MemoryError, RecursionError) as exc:
+    except (click.ClickException, LineageError, OSError, MemoryError, RecursionError) as exc:
         return _explain(exc)
     return found if isinstance(found, int) else 0
 

@@ -68,12 +68,12 @@ def _check(settings: Settings, given: str, a: str, b: str) -> int:
 
     with api.open(a) as one, api.open(b) as two:
         found = api.check_mapping(given, one, two, threads=settings.threads)
-    wrong = [one for one in found if not one.holds]
-    for one in wrong if settings.verbose else wrong[:_SHOWN]:
-        click.echo(f"rules[{one.rule}]: {_printable(one.why)}")
+    wrong = [place for place in found if not place.holds]
+    for place in wrong if settings.verbose else wrong[:_SHOWN]:
+        click.echo(f"rules[{place.rule}]: {_printable(place.why)}")
     if len(wrong) > _SHOWN and not settings.verbose:
         click.echo(f"… and {len(wrong) - _SHOWN:,} more (-v lists them)")
-    exact = sum(one.exact for one in found)
+    exact = sum(place.exact for place in found)
     click.echo(f"{len(found) - len(wrong):,} of {len(found):,} places hold, {exact:,} of them bit by bit")
     return 1 if wrong or not found else 0
 

@@ -67,7 +67,7 @@ class Weights(NamedTuple):
 
     def tensors(self) -> dict[str, Tensor]:
         """Views of the vector by name."""
-        parts = self.flat.split([math.prod(shape) for shape in self.shapes.values()])
+        parts = torch.split(self.flat, [math.prod(shape) for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
 
@@ -171,8 +171,8 @@ def train(
 ) -> float:
     """Trains the network in place, or the adapter where there is one, and returns the mean loss of the last steps.
 
-    Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), a short warm-up, then a
-    cosine schedule.
+    Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), a short
+    warm-up, then a cosine schedule.
     """
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     chance = torch.Generator().manual_seed(seed)

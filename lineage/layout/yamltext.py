@@ -135,14 +135,14 @@ def scalar(value: Any, *, inside: bool = False) -> str:
     if value is None or isinstance(value, bool | int):
         return json.dumps(value)
     if isinstance(value, float):
-        text = float.__repr__(value)
+        text = repr(value)
         # YAML 1.1 takes 1e-05 for a word: it wants a point and a signed exponent
         mantissa, e, exponent = text.partition("e")
         return text if not e else f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
-    value = str(value)
-    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS and not (inside and "{" in value):
-        return value
-    return '"' + "".join(_ESCAPES.get(c) or (c if c.isprintable() else _escape(c)) for c in value) + '"'
+    word = str(value)
+    if _PLAIN.fullmatch(word) and word.lower() not in _WORDS and not (inside and "{" in word):
+        return word
+    return '"' + "".join(_ESCAPES.get(c) or (c if c.isprintable() else _escape(c)) for c in word) + '"'
 
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}

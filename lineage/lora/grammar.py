@@ -60,7 +60,6 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     scale : where the scale stands
     transposed : factors are (in, rank) and (rank, out)
     holds : what besides plain pairs the format can say
-    optional : endings that may stand under a module without a pair of its own
     aliases : modules under other names
     only_aliases : the format knows no other modules
     blocks : module endings whose up factor is stored in so many pieces
@@ -75,7 +74,7 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     container: Literal["safetensors", "folder", "gguf"] = "safetensors"
     separator: str = "."
     joiners: tuple[str, ...] = (".",)
-    prefixes: dict[str, str] = {"default": ""}
+    prefixes: dict[str, str] = msgspec.field(default_factory=lambda: {"default": ""})
     also: dict[str, str] = {}
     roles: dict[str, tuple[str, ...]]
     scale: Literal["alpha", "alpha_scale", "config", "header", "number", "file", "none"] = "none"

@@ -17,6 +17,13 @@ from numpy.typing import NDArray
 __all__ = ["Digit", "Part", "Strides", "Tiling", "factors", "strides", "tile"]
 
 
+#: share of even steps inside runs (two right rows make one), and at the
+#: borders of shorter runs, where next to none are even if the shorter run is the true one
+EVEN_INSIDE, EVEN_AT_BORDERS = 0.5, 0.25
+#: share of the known rows that digits must say right
+LEAST_AGREEMENT = 0.5
+
+
 class Digit(NamedTuple):
     """One digit of a part's row number: how many values it takes and how far each moves in the whole."""
 
@@ -94,7 +101,7 @@ def strides(sequence: NDArray[np.int64]) -> Strides | None:
     found = Strides(tuple(digits), int(current[0]), 0.0)
     known = sequence >= 0
     agreement = float((found.rows()[known] == sequence[known]).mean())
-    return found._replace(agreement=agreement) if agreement > 0.5 else None
+    return found._replace(agreement=agreement) if agreement > LEAST_AGREEMENT else None
 
 
 def _mode(values: NDArray[np.int64], default: int) -> int:
@@ -122,7 +129,7 @@ def _run(current: NDArray[np.int64]) -> tuple[int, int] | None:
         if stride == 0:
             continue
         good = diff == stride
-        if good[inside].mean() <= 0.5:
+        if good[inside].mean() <= EVEN_INSIDE:
             continue
         if all(_holds(good, inside, at, shorter) for shorter in sizes if shorter < length):
             return length, stride
@@ -132,7 +139,7 @@ def _run(current: NDArray[np.int64]) -> tuple[int, int] | None:
 def _holds(good: NDArray[np.bool_], inside: NDArray[np.bool_], at: NDArray[np.int64], shorter: int) -> bool:
     """True where the step also holds across the borders that shorter runs would have."""
     border = inside & ((at + 1) % shorter == 0)
-    return not border.any() or bool(good[border].mean() > 0.5)
+    return not border.any() or bool(good[border].mean() > EVEN_AT_BORDERS)
 
 
 def tile(parts: Sequence[Strides], rows: int) -> Tiling | None:

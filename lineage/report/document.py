@@ -15,7 +15,7 @@ import lineage
 from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.claims import Claim
 from lineage.layout.mapping import Mapping
-from lineage.measure.compare import Comparison
+from lineage.measure.compare import Comparison, TensorRow
 from lineage.measure.diff import Described, Diff, describe
 
 if TYPE_CHECKING:
@@ -255,7 +255,9 @@ def _joined(parts: Sequence[Part]) -> Comparison:
     first = parts[0].comparison
     if len(parts) == 1:
         return first
-    rows, layers, groups = [], [], {}
+    rows: list[TensorRow] = []
+    layers: list[dict[str, Any]] = []
+    groups: dict[str, dict[str, Any]] = {}
     statuses: dict[str, int] = {}
     for part in parts:
         found = part.comparison

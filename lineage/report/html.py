@@ -90,7 +90,7 @@ def _rule(rule: Rule) -> dict[str, Any]:
     """A rule for people: names, operations, what speaks for it."""
     evidence = rule.evidence
     words = [flow(op.document({})) for op in rule.ops]
-    told = rule.how
+    told: str = rule.how
     if evidence is not None:
         cosine = "" if evidence.cosine is None else f", cosine {figure(evidence.cosine)}"
         told = f"{rule.how}, {count(evidence.tensors, 'tensor')}{cosine}{', certified' if evidence.certified else ''}"

@@ -116,9 +116,7 @@ def next_steps(report: Report, out: str | None = None) -> list[str]:
     mapping = shlex.quote(printable(str(PurePath(out) / "mapping.yaml"))) if out else "mapping.yaml"
     steps = []
     if verdict.related is None:
-        steps.append(
-            "Compare other parts or larger models of both families: small or untrained ones carry no evidence."
-        )
+        steps.append("Compare other parts, or larger models of both families: untrained ones carry no evidence.")
     elif not verdict.related:
         steps.append("Nothing speaks for a common origin. If you suspect another ancestor, investigate that one.")
     else:

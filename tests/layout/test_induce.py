@@ -19,7 +19,7 @@ TURN: tuple[Operation, ...] = (Rearrange("a b -> b a"),)
 def said(rules: list[Rule], names: list[str]) -> set[tuple[object, ...]]:
     """What the rules give over names: targets, sources, operations."""
     found = list(Mapping(rules=tuple(rules)).instances(dict.fromkeys(names, (4, 4))))
-    result = {(i.targets, i.sources, i.rule.ops) for i in found}
+    result: set[tuple[object, ...]] = {(i.targets, i.sources, i.rule.ops) for i in found}
     assert len(result) == len(found)
     return result
 

@@ -41,7 +41,7 @@ ROTATION = np.array([[0.6, -0.8], [0.8, 0.6]])
 EXAMPLES: dict[str, list[tuple[Operation, list[tuple[int, ...]]]]] = {
     "rearrange": [(Rearrange("(h d) k -> (d h) k", {"h": 2}), [(6, 3), (4, 1)])],
     "each": [(Each({0: Take(0, [1, 0]), 2: (Rearrange("a b -> b a"), Take(1, [1, 0]))}), [(2, 3)] * 3)],
-    "concat": [(Concat(0), [(2, 3), (2, 3)]), (Concat(-1, sizes=[3, 1]), [(2, 3), (2, 1)])],
+    "concat": [(Concat(0), [(2, 3), (2, 3)]), (Concat(-1, sizes=(3, 1)), [(2, 3), (2, 1)])],
     "split": [(Split(0, parts=2), [(4, 3)]), (Split(1, sizes=(1, 2)), [(4, 3)])],
     "stack": [(Stack(), [(2, 3), (2, 3)]), (Stack(-1), [(2, 3), (2, 3)])],
     "unstack": [(Unstack(), [(2, 3)]), (Unstack(1), [(2, 3)])],
@@ -51,7 +51,10 @@ EXAMPLES: dict[str, list[tuple[Operation, list[tuple[int, ...]]]]] = {
     "scale": [(Scale(2), [(3, 2)]), (Scale(Data([1.0, 2.0]), axis=1), [(3, 2)])],
     "add": [(Add(-1.5), [(3, 2)]), (Add(Data([1.0, 2.0, 3.0]), axis=0), [(3, 2)])],
     "cast": [(Cast("BF16"), [(3, 2)])],
-    "matmul": [(Matmul("left", Data(ROTATION)), [(2, 3)]), (Matmul("right", Data([[1.0, 2.0], [0, 1]])), [(3, 2)])],
+    "matmul": [
+        (Matmul("left", Data(ROTATION)), [(2, 3)]),
+        (Matmul("right", Data(np.array([[1.0, 2.0], [0, 1]]))), [(3, 2)]),
+    ],
 }
 CASES = [pytest.param(op, shapes, id=f"{word}-{k}") for word, c in EXAMPLES.items() for k, (op, shapes) in enumerate(c)]
 

@@ -31,7 +31,8 @@ LAYOUTS: dict[str, tuple[Callable[[], Tensors], Layout]] = {
 def mapped(tmp_path: Path, a: Tensors, b: Tensors, dtype: str = "F32") -> Mapping:
     """The mapping found between two sets of tensors."""
     one, two = save(tmp_path / "a.safetensors", a), save(tmp_path / "b.safetensors", b, dtype)
-    return find_mapping(open_checkpoint(one), open_checkpoint(two))
+    found: Mapping = find_mapping(open_checkpoint(one), open_checkpoint(two))
+    return found
 
 
 def differing(got: Path, wanted: Tensors) -> list[str]:
