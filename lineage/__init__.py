@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lineage.version import __version__
+
 if TYPE_CHECKING:
     from lineage.api import apply, check, diff, investigate, map, open
     from lineage.errors import InputError, LineageError
 
-__version__ = "0.1.0"
 __all__ = ["InputError", "LineageError", "__version__", "apply", "check", "diff", "investigate", "map", "open"]
 
 

@@ -20,7 +20,7 @@ from lineage.measure.compare import SAMPLE
 from lineage.progress import Progress
 
 if TYPE_CHECKING:
-    from lineage.apply import Applied
+    from lineage.filling import Applied
     from lineage.match.certify import Checked
     from lineage.measure.diff import Diff
     from lineage.report.document import Part, Report
@@ -96,7 +96,7 @@ def apply(
     ------
     InputError : the mapping does not fit, nothing could be filled, or the output cannot be written
     """
-    from lineage.apply import apply as run
+    from lineage.filling import apply as run
 
     rules, place = _rules(mapping)
     with _opened(checkpoint) as source:

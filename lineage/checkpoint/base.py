@@ -193,7 +193,7 @@ class Part(Checkpoint):
         self.specs = specs = {}
         for name, spec in chosen.items():
             short = name.removeprefix(prefix)
-            specs[short] = msgspec.structs.replace(spec, name=short)
+            specs[short] = msgspec.structs.replace(spec, name=short, component="" if prefix else spec.component)
             self._whole_specs[short] = spec
 
     def _codes(self, spec: TensorSpec, start: int, stop: int, out: NDArray[Any] | None) -> NDArray[Any]:

@@ -115,7 +115,7 @@ class _Group(click.Group):
 
 def _version(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from lineage import __version__
+        from lineage.version import __version__
 
         click.echo(f"lineage {__version__}")
         ctx.exit()

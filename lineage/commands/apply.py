@@ -27,7 +27,7 @@ def apply_command(settings: Settings, mapping: str, checkpoint: str, out: str, i
 
     Example: lineage apply mapping.yaml DIR/base -o DIR/as-suspect.safetensors
     """
-    from lineage.apply import apply
+    from lineage.filling import apply
     from lineage.checkpoint import open_checkpoint
     from lineage.layout.document import read_mapping
 

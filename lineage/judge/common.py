@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lineage.apply import Filled
+from lineage.filling import Filled
 from lineage.checkpoint import Checkpoint
 from lineage.errors import InputError
 from lineage.judge.axes import Matrix, Shape
@@ -70,23 +70,19 @@ def common_layout(a: Checkpoint, b: Checkpoint, mapping: LayoutMapping) -> Commo
     ----------
     mapping : from A's layout to B's
     """
-    kept = _fitting(_named_alike(unfitted(mapping), a, b), a)
-    sources: set[str] = set()
-    targets: set[str] = set()
-    shapes = {name: spec.shape for name, spec in a.specs.items()}
-    for instance in kept.instances(shapes):
-        sources.update(instance.source_names)
-        targets.update(instance.target_names)
-    if len(sources) > len(targets):
-        filled = Filled(_fitting(kept.inverse(), b), b)
-        return Common(a, filled, filled.origins, True, {s.name: s.size for s in b})
-    filled = Filled(kept, a)
+    plain, filled = _fitting(_named_alike(unfitted(mapping), a, b), a)
+    sources = {name for origins in filled.origins.values() for name in origins}
+    if len(sources) > len(filled.specs):
+        _, back = _fitting(plain.inverse(), b)
+        return Common(a, back, back.origins, True, {s.name: s.size for s in b})
     return Common(filled, b, filled.origins, False, {s.name: s.size for s in a})
 
 
 def _named_alike(mapping: LayoutMapping, a: Checkpoint, b: Checkpoint) -> LayoutMapping:
     """The mapping, and a rule for each name of both sides that it left over: a pairing by name looks at no values."""
     left = set(mapping.unmatched_source) & set(mapping.unmatched_target)
+    if not left:
+        return mapping
     shared = [n for n, s in a.specs.items() if n in left and len(s.shape) == len(b.specs[n].shape) and "{" not in n]
     del shared[MOST_ALIKE:]
     return msgspec.structs.replace(mapping, rules=(*mapping.rules, *(Rule(to=(n,), source=(n,)) for n in shared)))
@@ -94,7 +90,7 @@ def _named_alike(mapping: LayoutMapping, a: Checkpoint, b: Checkpoint) -> Layout
 
 def unfitted(mapping: LayoutMapping) -> LayoutMapping:
     """The mapping without operations whose data were fitted to values."""
-    rules = [msgspec.structs.replace(rule, ops=_without(rule.ops)) for rule in mapping.rules]
+    rules = [msgspec.structs.replace(rule, ops=_without(rule.ops)) if rule.ops else rule for rule in mapping.rules]
     return msgspec.structs.replace(mapping, rules=tuple(rules))
 
 
@@ -117,17 +113,17 @@ def _fitted(op: Operation) -> bool:
     return isinstance(op, (Take, Matmul)) or (isinstance(op, (Scale, Add)) and op.axis is not None)
 
 
-def _fitting(mapping: LayoutMapping, given: Checkpoint) -> LayoutMapping:
-    """The mapping without rules that do not fit the tensors (any more), found by halving."""
+def _fitting(mapping: LayoutMapping, given: Checkpoint) -> tuple[LayoutMapping, Filled]:
+    """The mapping without rules that do not fit the tensors (any more), found by halving, and what it fills."""
     try:
-        Filled(mapping, given)
+        return mapping, Filled(mapping, given)
     except InputError:
-        if len(mapping.rules) == 1:
-            return msgspec.structs.replace(mapping, rules=())
-        half = len(mapping.rules) // 2
-        parts = [
-            _fitting(msgspec.structs.replace(mapping, rules=rules), given)
-            for rules in (mapping.rules[:half], mapping.rules[half:])
-        ]
-        return msgspec.structs.replace(mapping, rules=(*parts[0].rules, *parts[1].rules))
-    return mapping
+        rules = mapping.rules
+    if len(rules) == 1:
+        kept: tuple[Rule, ...] = ()
+    else:
+        parts = (rules[: len(rules) // 2], rules[len(rules) // 2 :])
+        halves = [_fitting(msgspec.structs.replace(mapping, rules=part), given)[0] for part in parts]
+        kept = (*halves[0].rules, *halves[1].rules)
+    mapping = msgspec.structs.replace(mapping, rules=kept)
+    return mapping, Filled(mapping, given)

@@ -22,11 +22,11 @@ Floats = NDArray[np.floating[Any]]
 #: a part of a tensor up to this many elements is read in one piece, whatever the order of its axes
 WHOLE = 1 << 19
 #: places along the other axis that are looked at where units stand in columns and every place costs a read
-MOST_READS = 192
+MOST_READS = 128
 #: features of a unit that are compared; more would not tell units apart any better
-MOST_FEATURES = 1024
+MOST_FEATURES = 512
 #: rows of the embeddings that make the token frame
-MOST_TOKENS = 384
+MOST_TOKENS = 256
 
 
 class Units(msgspec.Struct, frozen=True):

@@ -26,11 +26,11 @@ Floats = NDArray[np.floating[Any]]
 
 #: units of one block that are compared at most (a matching of 512 units takes 10 ms) and units of all blocks of an
 #: axis together; the budget of a caller (`rows`) is a floor under the share of a block
-MOST_UNITS, ALL_UNITS = 512, 4096
+MOST_UNITS, ALL_UNITS = 512, 2048
 #: blocks of one axis that are tested at most
 MOST_BLOCKS = 32
 #: units of a block that take part in its negative controls
-CONTROL_UNITS = 128
+CONTROL_UNITS = 96
 #: log10 of the chance at which a negative control fires: once in 1,000 axes by accident, while an axis that is bound
 #: to its index fires at about the p-value that it would fake
 FIRES = -3.0
@@ -39,6 +39,10 @@ FIRES = -3.0
 CLONES = 0.2
 #: fixed points and order are two tests
 TESTS = math.log10(2)
+#: effect size: where likeness stands between its floor (0, mispaired layers) and equality (1), units agree for
+#: another reason than shared statistics. Zoo: strangers -0.1 to 0.05, disguised copies 0.79 to 1, siblings of one
+#: initialisation 0.12
+STANDS_OUT = 0.5
 #: an axis that already shows this much is not looked at through the token frame; the correction counts it anyway
 ENOUGH = -12.0
 
@@ -51,6 +55,7 @@ class Counted(msgspec.Struct, frozen=True):
     matched, places : units matched, and indices in all
     fixed, ordered : units at their own index, and the longest run that kept its order
     likeness : mean likeness of the units at their own index
+    paired : mean likeness of all matched units
     shown : mean likeness, in what took no part in the matching, of units matched by their first part; None where
         there is one part only
     """
@@ -60,6 +65,7 @@ class Counted(msgspec.Struct, frozen=True):
     fixed: int
     ordered: int
     likeness: float
+    paired: float
     shown: float | None = None
 
 
@@ -81,6 +87,7 @@ class AxisTest(msgspec.Struct, frozen=True, kw_only=True):
     control_fixed, control_units : their count and their units
     shown, floor : effect size: likeness of matched units in what took no part in their matching, and the greatest
         one between mispaired layers; None where it cannot be had. Never a p-value
+    paired : mean likeness of all matched units
     void : why the axis counts for nothing, "" where it counts
     each : fixed points and units by block, for reasons
     """
@@ -99,8 +106,16 @@ class AxisTest(msgspec.Struct, frozen=True, kw_only=True):
     control_units: int = 0
     shown: float | None = None
     floor: float | None = None
+    paired: float = 0.0
     void: str = ""
     each: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def stands_out(self) -> bool:
+        """True where units agree, in what took no part in matching them, far beyond mispaired layers."""
+        if self.shown is None or self.floor is None:
+            return False
+        return self.shown - self.floor > STANDS_OUT * (1 - self.floor)
 
 
 class Significance(msgspec.Struct, frozen=True):
@@ -214,7 +229,8 @@ def _hidden(
         units=sum(c.matched for c in counts), fixed=sum(c.fixed for c in counts), ordered=sum(c.ordered for c in counts),
         likeness=float(np.mean(at_home)) if at_home else 0.0, log10_p=_together(counts, tries),
         control=control, control_fixed=fixed, control_units=units,
-        shown=float(np.mean(shown)) if shown else None, floor=max(floor) if floor else None, void=void,
+        shown=float(np.mean(shown)) if shown else None, floor=max(floor) if floor else None,
+        paired=float(np.mean([c.paired for c in counts])), void=void,
         each=tuple((".".join(block.path), c.fixed, c.matched) for (block, _, _), c in zip(kept, counts, strict=True)),
     ), counts, tries  # fmt: skip
 
@@ -240,7 +256,7 @@ def _channels(common: Common, axis: Axis, *, seed: int) -> AxisTest | None:
     return AxisTest(
         axis=f"{axis.title} in {template(block.path)}", kind="channels", blocks=1, units=count.matched,
         fixed=count.fixed, ordered=count.ordered, likeness=count.likeness, log10_p=laws.corrected(p, math.log10(tried)),
-        void=void, each=((".".join(block.path), count.fixed, count.matched),),
+        paired=count.paired, void=void, each=((".".join(block.path), count.fixed, count.matched),),
     )  # fmt: skip
 
 
@@ -253,17 +269,18 @@ def _together(counts: Sequence[Counted], log10_tries: float) -> float:
 
 def _count(a: Units, b: Units, seed: int) -> Counted:
     """Matches two blocks and counts."""
-    found: Assignment = pair_units(likeness(a.parts, b.parts), seed=seed)
+    parts = likeness(a.parts, b.parts)
+    found: Assignment = pair_units(sum(parts[1:], parts[0]) / len(parts), seed=seed)
     labels_a, labels_b = a.labels[found.a], b.labels[found.b]
     home = labels_a == labels_b
     run = laws.longest_increasing(labels_b[np.argsort(labels_a)])
     alike = float(found.likeness[home].mean()) if home.any() else 0.0
     shown = None
-    if len(a.parts) > 1:
-        by_first = pair_units(likeness(a.parts[:1], b.parts[:1]), seed=seed)
-        rest = [np.abs(np.einsum("ij,ij->i", x[by_first.a], y[by_first.b])) for x, y in zip(a.parts[1:], b.parts[1:], strict=True)]
-        shown = float(np.mean(rest))
-    return Counted(len(home), max(a.total, b.total, len(home)), int(home.sum()), run, alike, shown)
+    if len(parts) > 1:
+        by_first = pair_units(parts[0], seed=seed)
+        shown = float(np.mean([part[by_first.a, by_first.b].mean() for part in parts[1:]]))
+    places = max(a.total, b.total, len(home))
+    return Counted(len(home), places, int(home.sum()), run, alike, float(found.likeness.mean()), shown)
 
 
 def _control(kept: Sequence[tuple[Block, Units, Units]], *, seed: int) -> tuple[float | None, list[Counted]]:

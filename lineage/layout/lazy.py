@@ -22,6 +22,9 @@ from lineage.layout.operations.base import NOTHING, Operation
 
 __all__ = ["Computed", "Lazy", "Merged", "Piece", "Stored", "known", "laid_out", "united", "widest"]
 
+#: elements from which on a tensor is laid out slice by slice where the first axis allows it, and most such slices
+LARGE = 1 << 22
+MOST_SLICES = 256
 #: a source, and its flat range
 Piece = tuple["Stored | Computed | Merged | None", int, int]
 
@@ -162,6 +165,8 @@ def laid_out(op: Operation, inputs: Sequence[Lazy], *, decoded: bool) -> list[La
     given = [i.shape for i in inputs]
     shapes = op.shapes(given)
     ranges = op.flat(given) if op.moves else None
+    if ranges is None and (sliced := _by_slices(op, inputs, shapes, decoded=decoded)):
+        return sliced
     if ranges is None:
         # operations on each array by itself must not make one result wait for the other inputs
         needs = [[i] for i in inputs] if op.single else [list(inputs)] * len(shapes)
@@ -184,6 +189,26 @@ def laid_out(op: Operation, inputs: Sequence[Lazy], *, decoded: bool) -> list[La
             pieces += [(source, 0, 0) for source, _, _ in inputs[0].pieces[:1]]
         result.append(Lazy(shape, pieces))
     return result
+
+
+def _by_slices(op: Operation, inputs: Sequence[Lazy], shapes: Sequence[Shape], *, decoded: bool) -> list[Lazy] | None:
+    """What the operation makes of large tensors slice by slice along the first axis, so that one can be had alone."""
+    given = [i.shape for i in inputs]
+    length = given[0][0] if given[0] else 0
+    fits = 1 < length <= MOST_SLICES and all(s[:1] == (length,) for s in (*given, *shapes))
+    if not fits or max(i.size for i in inputs) < LARGE or len({len(s) for s in given}) > 1:
+        return None
+    inside = op.inside(len(given[0])) if op.moves else None
+    if inside is None:
+        return None
+    pieces: list[list[Piece]] = [[] for _ in shapes]
+    for k in range(length):
+        parts = [
+            Lazy(i.shape[1:], list(i.between(k * (i.size // length), (k + 1) * (i.size // length)))) for i in inputs
+        ]
+        for found, result in zip(pieces, laid_out(inside, parts, decoded=decoded), strict=True):
+            found += result.pieces
+    return [Lazy(shape, found) for shape, found in zip(shapes, pieces, strict=True)]
 
 
 def known(tensor: Lazy) -> NDArray[np.bool_]:

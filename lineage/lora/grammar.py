@@ -26,7 +26,7 @@ GRAMMARS = (
     "peft", "longcat", "xlabs", "openpi", "gguf", "mlx", "kohya", "onetrainer", "diffusers", "ai-toolkit", "comfy",
 )  # fmt: skip
 
-Holds = Literal["mid", "loha", "lokr", "tucker", "diff", "bias", "up_bias", "rows", "columns", "embedding", "whole"]
+Holds = Literal["mid", "loha", "lokr", "diff", "vectors", "up_bias", "rows", "columns", "stacked", "experts", "einsum", "whole"]
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,6 +66,7 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     shared_up : module endings whose second factor counts summed over the axis before its last two
     unscaled : module endings that take no scale
     pad_ranks : all modules of a file have one rank
+    inner_first : stacked parameters of one module, the innermost wrapper first
     named_tensors : keys name tensors, not modules
     """
 
@@ -86,6 +87,7 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     shared_up: tuple[str, ...] = ()
     unscaled: tuple[str, ...] = ()
     pad_ranks: bool = False
+    inner_first: tuple[str, ...] = ()
     named_tensors: bool = False
 
     @property
@@ -105,11 +107,11 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return prefix + self.spelt(path) + self.joiners[0] + self.roles[role][0]
 
     def spelt(self, path: str) -> str:
-        """A module's path as this format writes it."""
-        for alias in self.aliases:
+        """A module's path as this format writes it; aliases are written where there are no other names."""
+        for alias in self.aliases if self.only_aliases else ():
             if (found := _through(alias.module, alias.key, path)) is not None:
                 return found
-        return path if self.separator == "." else re.sub(r"[./]", lambda m: self.separator, path)
+        return re.sub(r"[./]", "_", path) if self.separator == "_" else path.replace(".", self.separator)
 
     def parse(self, key: str, modules: Modules) -> Found | None:
         """What a key means on a base; None where this grammar does not know it or the base has no such module.
@@ -119,7 +121,7 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         ValueError : the key may mean several modules
         """
         for stem, role, number in self.taken_apart(key):
-            for prefix, component in self._prefixes():
+            for prefix, component in self.beginnings:
                 if not stem.startswith(prefix):
                     continue
                 if (found := self._module(stem[len(prefix) :], component, modules)) is not None:
@@ -140,12 +142,17 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def component(self, key: str) -> str:
         """The part of a pipeline that a key's beginning names, "" where it names none."""
-        return next((c for p, c in self._prefixes() if p and key.startswith(p)), "")
+        return next((c for p, c in self.beginnings if p and key.startswith(p)), "")
 
-    def _prefixes(self) -> list[tuple[str, str]]:
+    @property
+    def beginnings(self) -> list[tuple[str, str]]:
         """(prefix, component), longest first."""
         found = {**self.also, **{p: c for c, p in reversed(self.prefixes.items())}}
         return [(p, "" if c == "default" else c) for p, c in sorted(found.items(), key=lambda x: -len(x[0]))]
+
+    def module_of(self, stem: str) -> str | None:
+        """The module that an alias stands for, None where `stem` is none."""
+        return next((m for a in self.aliases if (m := _through(a.key, a.module, stem)) is not None), None)
 
     def _module(self, stem: str, component: str, modules: Modules) -> tuple[Module, str] | None:
         for alias in self.aliases:

@@ -21,7 +21,7 @@ __all__ = ["Components", "Module", "Modules", "components", "flattened", "split_
 #: how a tensor's name ends, and which part of its module it then is
 _ENDS = (
     (".weight", "weight"), (".bias", "bias"), ("/kernel", "weight"), ("/w", "weight"), (".kernel", "weight"),
-    ("/bias", "bias"), (".scale", "weight"), ("/scale", "weight"), ("/embedding", "weight"),
+    ("/bias", "bias"), (".scale", "weight"),
 )  # fmt: skip
 
 

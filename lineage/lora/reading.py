@@ -23,7 +23,7 @@ from lineage.lora.peft import Config, plain_path
 from lineage.lora.modules import Module
 from lineage.lora.source import Base, Source
 
-__all__ = ["Adapter", "Fate", "read_adapter"]
+__all__ = ["Adapter", "Fate", "read_adapter", "read_with"]
 
 
 class Fate(msgspec.Struct, frozen=True):
@@ -103,8 +103,16 @@ def read_adapter(source: Source, base: Base, *, format: str | None = None, scale
     ------
     InputError : no key could be read
     """
+    candidates = [grammar(format)] if format else list(grammars().values())
+    return read_with(source, base, candidates, scale=scale, format=format)
+
+
+def read_with(
+    source: Source, base: Base, candidates: Sequence[Grammar], *, scale: float | None = None, format: str | None = None
+) -> Adapter:
+    """`read_adapter` with given grammars."""
     reader = _Reader(source, base, scale)
-    reader.take_apart([grammar(format)] if format else list(grammars().values()))
+    reader.take_apart(candidates)
     reader.assemble()
     if not reader.deltas:
         raise InputError(source.path, *_nothing(source, reader.reasons, format))
@@ -250,8 +258,8 @@ class _Reader:
                 nested[g.module.path].append(g)
         for path, some in nested.items():
             names = [n for n in self.base.modules.inside(path) if len(self.base.shape(n) or (0, 0, 0)) == 3]
-            listed = [p.rpartition(".")[2] for p in (self.config.parameters if self.config else ())]
-            names.sort(key=lambda n: (listed.index(w) if (w := n.rpartition(".")[2]) in listed else len(listed), n))
+            order = grammar("peft").inner_first
+            names.sort(key=lambda n: order.index(w) if (w := n.rpartition(".")[2]) in order else len(order))
             some.sort(key=lambda g: -max(plain_path(f.key)[1] for f in g.roles.values()))
             for g in some:
                 fits = [n for n in names if self._fits_stack(g, n)]
@@ -512,7 +520,8 @@ class _Assembled:
         words = {k.partition(".")[2]: v for k, v in table.items() if k.partition(".")[0] == component}
         if not words:
             return self._assume(None, "alpha and the header no configuration")
-        return Config(words, self.reader.source.path).scale(self.module.path, rank)
+        path = next(stem for stem, _, _ in self.g.taken_apart(key)).removeprefix(component + ".")
+        return Config(words, self.reader.source.path).scale(path, rank)
 
     def _given(self, rank: int) -> float:
         """MLX and openpi: one number outside the factors."""

@@ -94,7 +94,7 @@ def open_adapter(path: str | os.PathLike[str]) -> Source:
     own = place / "adapters.safetensors"
     arrays = open_checkpoint(own if own.is_file() else place)
     config = None
-    if (folder / CONFIG).is_file() and (place.is_dir() or place.name.startswith(("adapter", "out"))):
+    if (folder / CONFIG).is_file() and (place.is_dir() or place.name.startswith("adapter")):
         document = read_json(folder / CONFIG)
         if not isinstance(document, dict):
             raise InputError(folder / CONFIG, "this is no JSON object", "save the adapter again")

@@ -62,12 +62,14 @@ def _fillings(
         same = [NUMBERS if numbers(n) == numbers(whole) else -NUMBERS for n in fits]
         return (sum(near) + sum(like) + sum(same)) / len(fits)
 
+    by_layer: dict[tuple[int, ...], list[list[str]]] = defaultdict(list)
+    for above, members in modules.items():
+        if len(members) <= 4 * MOST_PARTS:
+            by_layer[numbers(above)[:1]].append(members)
     options: list[tuple[float, str, tuple[str, ...], int]] = []
     for whole in left:
         shape = wholes.checkpoint.specs[whole].shape
-        for members in modules.values() if len(shape) > 1 else ():
-            if len(members) > 4 * MOST_PARTS:
-                continue
+        for members in by_layer[numbers(whole)[:1]] if len(shape) > 1 else ():
             for axis in (0, 1):
                 fits = [n for n in members if _beside(shapes[n], shape, axis)]
                 if 2 <= len(fits) <= MOST_PARTS and sum(shapes[n][axis] for n in fits) == shape[axis]:

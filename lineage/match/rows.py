@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import decode, encode
 from lineage.match.values import SMALL, Values
+from lineage.match.words import skeleton
 
 __all__ = ["Provenance", "View", "exact_rows", "near_rows", "views"]
 
@@ -41,8 +41,6 @@ LEAST_COSINE = 0.3
 LEAST_FOUND = 0.2
 #: share of the best view's correlation from which on another view shows the same rows
 SAME_SCORE = 0.85
-
-_NUMBERS = re.compile(r"\d+")
 
 
 class View(NamedTuple):
@@ -170,7 +168,7 @@ def families(names: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Up to three representatives of every family of names that differ in numbers only, and the family of each."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[_NUMBERS.sub("#", name)].append(name)
+        groups[skeleton(name)].append(name)
     first, family = [], {}
     for members in groups.values():
         for name in dict.fromkeys((members[0], members[len(members) // 2], members[-1])):

@@ -55,8 +55,8 @@ def normalised(units: Floats, *, centred: bool = True) -> Floats:
     return rows
 
 
-def likeness(a: Sequence[Floats], b: Sequence[Floats]) -> Floats:
-    """How alike units are: the mean over parts of |cosine|, shape (units of A, units of B).
+def likeness(a: Sequence[Floats], b: Sequence[Floats]) -> list[Floats]:
+    """How alike units are in each part: |cosine|, one array (units of A, units of B) a part.
 
     Parameters
     ----------
@@ -66,12 +66,10 @@ def likeness(a: Sequence[Floats], b: Sequence[Floats]) -> Floats:
     Notes
     -----
     The absolute value: a unit keeps its identity when signs are flipped between what it reads and what it writes.
-    Memory: two arrays of units × units in float32.
+    Memory: units × units in float32 a part.
     """
-    total = np.abs(a[0] @ b[0].T)
-    for one, two in zip(a[1:], b[1:], strict=True):
-        total += np.abs(one @ two.T)
-    return total / np.float32(len(a))
+    found = [one @ two.T for one, two in zip(a, b, strict=True)]
+    return [np.abs(part, out=part) for part in found]
 
 
 def pair_units(alike: Floats, *, seed: int) -> Assignment:

@@ -90,18 +90,18 @@ def numbers(name: str) -> tuple[int, ...]:
     return tuple(int(t) for t in _SEPARATOR.split(name) if t.isdigit())
 
 
-_DIGITS = re.compile(r"\d+")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 
 
 def skeleton(name: str) -> str:
-    """The name with every number blotted out.
+    """The name with every number that is a word of its own blotted out.
 
     Examples
     --------
     >>> skeleton("layers.10.w1")
-    'layers.#.w#'
+    'layers.#.w1'
     """
-    return _DIGITS.sub("#", name)
+    return _NUMBER.sub("#", name)
 
 
 def load_roles() -> Roles:

@@ -183,15 +183,15 @@ def compare_mapped(
     ------
     InputError : the mapping does not fit A, a file changed or cannot be read
     """
-    from lineage.apply import Filled
+    from lineage.filling import Filled
 
     groups = groups or read_groups()
     filled = Filled(mapping, a)
     used = {name for origins in filled.origins.values() for name in origins}
     pairs = [
         (name, name)
-        for name in filled.specs
-        if name in b.specs and (wanted is None or any(map(wanted, (name, *filled.origins[name]))))
+        for name in b.specs
+        if name in filled.specs and (wanted is None or any(map(wanted, (name, *filled.origins[name]))))
     ]
     found = _measure(filled, b, pairs, threads=threads, seed=seed, sample=sample, device=device, progress=progress)
     rows = []

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
-import lineage
 from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.claims import Claim
 from lineage.layout.mapping import Mapping
 from lineage.measure.compare import Comparison, TensorRow
 from lineage.measure.diff import Described, Diff, describe
+from lineage.version import __version__
 
 if TYPE_CHECKING:
     from lineage.judge import Verdict
@@ -224,7 +224,7 @@ def build(
     comparison = _joined(parts)
     warnings = dict.fromkeys((*a.notes, *b.notes, *notes, *comparison.warnings))
     document = Document(
-        lineage=lineage.__version__,
+        lineage=__version__,
         schema=SCHEMA,
         a=describe(a),
         b=describe(b),

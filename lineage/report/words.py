@@ -49,9 +49,9 @@ def certainty(verdict: VerdictSummary) -> str:
     """How sure the verdict is, in a sentence."""
     p = verdict.log10_p
     if p is None:
-        return "No units were found whose order training leaves to chance, so there is no p-value."
+        return "No exact test applies, so there is no p-value; the reasons say what the verdict rests on."
     chance = f"{10**p:.2g}" if p > _PLAIN else f"10^{p:.1f}"
-    return f"Between models trained independently, agreement like this has probability {chance} or less."
+    return f"Models trained independently agree this much with probability {chance}."
 
 
 def facts(report: Report) -> list[tuple[str, str]]:
@@ -73,7 +73,8 @@ def facts(report: Report) -> list[tuple[str, str]]:
     patterns = report.diff.comparison.change.patterns
     if verdict.related and patterns:
         found.append(("Change", ", ".join(patterns)))
-    found.append(("LoRA", f"a LoRA made for A {_GRADES[document.lora.grade]}"))
+    as_it_is = document.lora.grade == "remap" and all(rule.to == rule.source for rule in report.mapping.rules)
+    found.append(("LoRA", f"a LoRA made for A {'fits B as it is' if as_it_is else _GRADES[document.lora.grade]}"))
     return found
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lineage.apply import apply
 from lineage.checkpoint import open_checkpoint
+from lineage.filling import apply
 from lineage.layout.mapping import Mapping
 from lineage.match import find_mapping
 from tests.match import models

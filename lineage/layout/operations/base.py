@@ -89,6 +89,16 @@ class Operation(ABC):
         del shapes
         return None
 
+    def inside(self, dimensions: int) -> Operation | None:
+        """The operation that does the same to each slice of the first axis, or None where slices mix.
+
+        Parameters
+        ----------
+        dimensions : axes of each input
+        """
+        del dimensions
+        return None
+
     @abstractmethod
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         """The step as it stands in a mapping file: text, numbers, lists and dictionaries.

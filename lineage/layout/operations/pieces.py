@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
@@ -69,6 +69,10 @@ class Concat(Operation):
 
     def flat(self, shapes: Sequence[Shape]) -> list[list[Segment]] | None:
         return _joined(shapes, axis_of(self.axis, len(shapes[0]), self.word))
+
+    def inside(self, dimensions: int) -> Concat | None:
+        axis = axis_of(self.axis, dimensions, self.word)
+        return replace(self, axis=axis - 1, over=None) if axis else None
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         return _document(self, sizes=self.sizes)
@@ -136,6 +140,10 @@ class Split(Operation):
         width = math.prod(shapes[0][axis + 1 :])
         return [[(0, a * width, b * width)] for a, b in pairwise(accumulate(sizes, initial=0))]
 
+    def inside(self, dimensions: int) -> Split | None:
+        axis = axis_of(self.axis, dimensions, self.word)
+        return replace(self, axis=axis - 1, over=None) if axis else None
+
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         return _document(self, parts=self.parts, sizes=self.sizes)
 
@@ -173,6 +181,10 @@ class Stack(Operation):
 
     def flat(self, shapes: Sequence[Shape]) -> list[list[Segment]] | None:
         return _joined(shapes, axis_of(self.axis, len(shapes[0]) + 1, self.word))
+
+    def inside(self, dimensions: int) -> Stack | None:
+        axis = axis_of(self.axis, dimensions + 1, self.word)
+        return replace(self, axis=axis - 1, over=None) if axis else None
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         return _document(self)
@@ -216,6 +228,10 @@ class Unstack(Operation):
             return None
         width = math.prod(shapes[0][axis + 1 :])
         return [[(0, i * width, (i + 1) * width)] for i in range(shapes[0][axis])]
+
+    def inside(self, dimensions: int) -> Unstack | None:
+        axis = axis_of(self.axis, dimensions, self.word)
+        return replace(self, axis=axis - 1, over=None) if axis else None
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         return _document(self)

@@ -58,5 +58,11 @@ class Rearrange(Single):
     def inverse(self, count: int | None, lengths: Mapping[str, int]) -> tuple[Rearrange]:
         return (Rearrange(str(self.parsed.inverse()), self.sizes),)
 
+    def inside(self, dimensions: int) -> Rearrange | None:
+        left, right = self.parsed.left, self.parsed.right
+        if not left or left[:1] != right[:1] or len(left[0]) != 1 or left[0][0] == "...":
+            return None
+        return Rearrange(str(Pattern(left[1:], right[1:])), self.sizes)
+
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         return self.pattern

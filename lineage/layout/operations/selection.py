@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -81,6 +81,10 @@ class Slice(Single):
         else:
             after = -(self.stop or 0)
         return (Pad(self.axis, self.start, after, None),) if self.start or after else ()
+
+    def inside(self, dimensions: int) -> Slice | None:
+        axis = axis_of(self.axis, dimensions, self.word)
+        return replace(self, axis=axis - 1) if axis else None
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         given = {"axis": self.axis, "start": self.start, "stop": self.stop, "of": self.of}
@@ -175,6 +179,10 @@ class Take(Single):
         back[used[::-1]] = known[::-1]
         return (Take(self.axis, back, len(self.places)),)
 
+    def inside(self, dimensions: int) -> Take | None:
+        axis = axis_of(self.axis, dimensions, self.word)
+        return Take(axis - 1, self.places, self.of) if axis else None
+
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         given: dict[str, Any] = {"axis": self.axis}
         if len(self.index) > INLINE:
@@ -239,6 +247,10 @@ class Pad(Single):
 
     def inverse(self, count: int | None, lengths: Mapping[str, int]) -> tuple[Operation, ...]:
         return (Slice(self.axis, self.before, -self.after or None),)
+
+    def inside(self, dimensions: int) -> Pad | None:
+        axis = axis_of(self.axis, dimensions, self.word)
+        return replace(self, axis=axis - 1) if axis else None
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         given = {"axis": self.axis, "before": self.before, "after": self.after}

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given
 from numpy.typing import NDArray
 
-from lineage.apply import Filled, apply
 from lineage.checkpoint import open_checkpoint
 from lineage.checkpoint.dtypes import decode
 from lineage.checkpoint.write import write_safetensors
+from lineage.commands.apply import apply_command
 from lineage.errors import InputError
+from lineage.filling import Filled, apply
+from lineage.layout import lazy
 from lineage.layout.chain import apply_chain
+from lineage.layout.document import dump_mapping
 from lineage.layout.mapping import Mapping, Rule
 from lineage.layout.operations import (
     Add,
@@ -69,6 +74,24 @@ def test_filling_lazily_gives_what_the_chain_gives_and_back(
     for name, spec in filled.specs.items():
         whole, middle = filled.read_codes(name), spec.size // 2
         assert np.array_equal(filled.read_codes(name, middle // 2, middle), whole[middle // 2 : middle])
+
+
+@given(chains())
+def test_large_tensors_are_laid_out_slice_by_slice_to_the_same_end(
+    drawn: tuple[list[tuple[int, ...]], tuple[Operation, ...]],
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lazy, "LARGE", 0)
+        test_filling_lazily_gives_what_the_chain_gives_and_back.hypothesis.inner_test(drawn)  # type: ignore[attr-defined]
+
+
+def test_one_layer_of_a_large_stack_is_computed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazy, "LARGE", 0)
+    a = Memory({"scan": codes((3, 2, 2, 2))})
+    ops = (Rearrange("l a g b -> l (g b) a"), Split(1, parts=2), Unstack(0, over="i"))
+    filled = Filled(rules((("gate.{i}", "up.{i}"), "scan", ops)), a)
+    assert filled.codes("up.1").tolist() == codes((3, 2, 2, 2))[1, :, 1].T.tolist()
+    assert a.reads == [("scan", 8, 16)]
 
 
 def test_a_rename_reads_the_source_where_it_lies() -> None:
@@ -258,3 +281,51 @@ def test_values_survive_the_decoding_of_what_is_computed() -> None:
     held = np.array([[0x3F80, 0x4000], [0x4040, 0x4080]], np.uint16)
     filled = Filled(rules(("b", "a", (Rearrange("a b -> b a"),))), Memory({"a": held}, "BF16"))
     assert np.array_equal(filled.tensor("b"), decode(held, "BF16").T)
+
+
+# -- the command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    saved(tmp_path / "a.safetensors", {"a.0": codes((2, 2)), "a.1": codes((2, 2), 1), "spare": codes((2, 2))})
+    mapping = rules(("b.{i}", "a.{i}", (Rearrange("a b -> b a"),)), unmatched_target=("new\x1b[2J",))
+    (tmp_path / "m.yaml").write_text(dump_mapping(mapping))
+    return tmp_path
+
+
+def command(folder: Path, *words: str) -> Result:
+    """`lineage apply` in the folder."""
+    paths = [str(folder / w) if "." in w else w for w in words]
+    return CliRunner().invoke(apply_command, paths, standalone_mode=False)
+
+
+def test_the_command_writes_the_file_and_says_what_was_left(folder: Path) -> None:
+    result = command(folder, "m.yaml", "a.safetensors", "-o", "b.safetensors")
+    assert (result.return_value, result.exception, result.stdout) == (0, None, "")
+    assert "1 tensors of" in result.stderr
+    assert "no rule reads: spare" in result.stderr
+    assert r"could not be filled: new\x1b[2J" in result.stderr
+    with open_checkpoint(folder / "b.safetensors") as b:
+        assert set(b.specs) == {"b.0", "b.1"}
+
+
+def test_the_command_with_strict_writes_nothing_and_ends_with_one(folder: Path) -> None:
+    result = command(folder, "m.yaml", "a.safetensors", "-o", "b.safetensors", "--strict", "--quiet")
+    assert (result.return_value, result.stderr) == (1, "")
+    assert not (folder / "b.safetensors").exists()
+
+
+def test_the_command_goes_back_with_inverse(folder: Path) -> None:
+    command(folder, "m.yaml", "a.safetensors", "-o", "b.safetensors")
+    result = command(folder, "m.yaml", "b.safetensors", "-o", "c.safetensors", "--inverse")
+    assert result.return_value == 0
+    with open_checkpoint(folder / "a.safetensors") as a, open_checkpoint(folder / "c.safetensors") as c:
+        assert contents(c) == {name: values for name, values in contents(a).items() if name != "spare"}
+
+
+def test_the_command_never_replaces_the_mapping(folder: Path) -> None:
+    os.link(folder / "m.yaml", folder / "m.safetensors")
+    result = command(folder, "m.yaml", "a.safetensors", "-o", "m.safetensors")
+    assert isinstance(result.exception, InputError)
+    assert "the output is an input" in str(result.exception)

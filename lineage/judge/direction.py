@@ -1,0 +1,127 @@
+"""Who came first, where structure shows it: the coarser, the cut and the extended are children. Else nobody knows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.checkpoint.dtypes import FLOATS, decode, encode
+from lineage.judge.material import Material, counters
+from lineage.judge.relations.finding import Finding
+from lineage.judge.relations.values import lattice
+
+__all__ = ["find_direction"]
+
+Direction = Literal["a-to-b", "b-to-a"]
+
+#: share of values that must lie within a step of the lattice from the other side's: rounded, not tuned and rounded
+ROUNDED = 0.99
+#: elements of a matrix up to which its units are looked through for clones
+LARGEST = 1 << 22
+#: cosine of two units of one matrix from which one is a clone of the other
+CLONE = 0.98
+
+
+def find_direction(material: Material, findings: list[Finding]) -> Direction | None:
+    """`a-to-b` where B shows signs of being made from A, `b-to-a` for the reverse, None without or with both."""
+    tags = {finding.tag: finding for finding in findings}
+    said = {sign for look in (_lattice, _zeros, _rounded, _layers, _widths, _rows) if (sign := look(material, tags))}
+    return said.pop() if len(said) == 1 else None
+
+
+def _lattice(material: Material, tags: dict[str, Finding]) -> Direction | None:
+    """The side on a lattice was made from the other one, if it is nothing but that side rounded."""
+    if "quantized" not in tags:
+        return None
+    coarse_b = tags["quantized"].sentence.startswith("B")
+    near = []
+    for sample in material.samples:
+        fine, coarse = (sample.a, sample.b) if coarse_b else (sample.b, sample.a)
+        near.append(_is_rounding(fine, coarse))
+    if not near or min(near) < ROUNDED:
+        return None
+    return "a-to-b" if coarse_b else "b-to-a"
+
+
+def _is_rounding(fine: NDArray[Any], coarse: NDArray[Any]) -> float:
+    """Share of values that lie within one step of the lattice."""
+    found = lattice(coarse)
+    if found is None:
+        return 0.0
+    bits, block = found
+    length = block or coarse.shape[1]
+    step = np.abs(coarse.reshape(-1, length)).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+    off = np.abs(coarse.reshape(-1, length) - fine.reshape(-1, length))
+    return float(np.mean(off <= step))
+
+
+def _zeros(material: Material, tags: dict[str, Finding]) -> Direction | None:
+    """The side with exact zeros was pruned."""
+    if "sparsified" not in tags:
+        return None
+    more = sum((p.zero_b or 0.0) - (p.zero_a or 0.0) for p in material.content)
+    return "a-to-b" if more > 0 else "b-to-a"
+
+
+def _rounded(material: Material, tags: dict[str, Finding]) -> Direction | None:
+    """One side is the other one rounded, and not the reverse."""
+    if "cast" not in tags:
+        return None
+    said: set[Direction] = set()
+    for pair in material.content:
+        if pair.equal and pair.dtype_a in FLOATS and pair.dtype_b in FLOATS and pair.dtype_a != pair.dtype_b:
+            sample = material.sample(pair.name)
+            down = np.array_equal(decode(encode(sample.a, pair.dtype_b), pair.dtype_b), sample.b)
+            up = np.array_equal(decode(encode(sample.b, pair.dtype_a), pair.dtype_a), sample.a)
+            if down != up:
+                said.add("a-to-b" if down else "b-to-a")
+    return said.pop() if len(said) == 1 else None
+
+
+def _layers(material: Material, tags: dict[str, Finding]) -> Direction | None:
+    """Layers that only one side has: clones of another layer were added, others were left out by the other side."""
+    if "expert-upcycled" in tags:
+        return "b-to-a" if "near copies" in tags["expert-upcycled"].sentence else "a-to-b"
+    grown, pruned = "depth-grown" in tags, "depth-pruned" in tags
+    if not grown and not pruned:
+        return None
+    if grown:
+        origins = [pair.origins for pair in material.content if pair.equal or pair in material.alike]
+        return "a-to-b" if len(set(origins)) < len(origins) else "b-to-a"
+    left = [n for n in material.mapping.unmatched_source if n in material.a.specs and len(material.a.specs[n].shape) > 1]
+    twins = [material.has_twin(name) for name in left[:4]]
+    return "b-to-a" if twins and all(twins) else "a-to-b"
+
+
+def _widths(material: Material, tags: dict[str, Finding]) -> Direction | None:
+    """The narrower side was cut: what the wider one has more are units of its own, no copies and no zeros."""
+    wider = "b" if "width-grown" in tags else "a" if "width-pruned" in tags else ""
+    if not wider:
+        return None
+    checkpoint, side = (material.common.b, 1) if wider == "b" else (material.common.a, 0)
+    for name, shapes in material.common.shapes.items():
+        if shapes[0] != shapes[1] and len(shapes[0]) == 2 and counters(name):
+            axis = next(k for k in (0, 1) if shapes[0][k] != shapes[1][k])
+            units = checkpoint.tensor(name) if shapes[side][0] * shapes[side][1] <= LARGEST else None
+            if units is not None and not _distinct(np.moveaxis(units, axis, 0)):
+                return "b-to-a" if wider == "a" else "a-to-b"
+    return "a-to-b" if wider == "a" else "b-to-a"
+
+
+def _distinct(units: NDArray[Any]) -> bool:
+    """True where no unit is nothing, and none is a multiple of another one."""
+    lengths = np.linalg.norm(units.astype(np.float64), axis=1)
+    if (lengths < 1e-6 * lengths.max(initial=0.0)).any():
+        return False
+    rows = units / lengths[:, None]
+    alike = np.abs(rows @ rows.T) - np.eye(len(rows))
+    return bool(alike.max() < CLONE)
+
+
+def _rows(material: Material, tags: dict[str, Finding]) -> Direction | None:
+    """Rows appended to the vocabulary belong to the child."""
+    if "vocabulary-extended" not in tags:
+        return None
+    return "b-to-a" if "fewer" in tags["vocabulary-extended"].sentence else "a-to-b"

@@ -1,0 +1,262 @@
+"""What the relations look at: the matched tensors with their figures, and samples of their values on demand."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.filling import Filled
+from lineage.checkpoint import Checkpoint
+from lineage.checkpoint.dtypes import FLOATS, STORAGE, decode, encode
+from lineage.judge.common import Common
+from lineage.judge.significance import Significance
+from lineage.layout.mapping import Instance, Mapping
+from lineage.measure.compare import Comparison
+
+__all__ = ["ALIKE", "Material", "Pair", "Sample", "counters"]
+
+Floats = NDArray[np.floating[Any]]
+Answer = TypeVar("Answer")
+
+#: rows and columns of a sampled part of a matrix; low ranks up to a quarter of it can be told
+SAMPLE_ROWS, SAMPLE_COLUMNS = 192, 1024
+#: rows of a tensor behind its figures where no comparison was made: at least, and of all tensors together
+FEWEST_ROWS, MOST_ROWS = 4, 4096
+#: matrices that are sampled at most: three a template, so that early and late layers both speak
+MOST_SAMPLES, EACH_TEMPLATE = 24, 3
+#: a first axis shorter than this is taken for a stack, not for rows
+FEW_ROWS = 16
+#: a tensor is content from this size on, if it has two axes: norms and biases say nothing of origin
+LEAST_CONTENT = 256
+#: cosine from which a changed tensor still is the same tensor: strangers of one recipe stay below 0.45 (zoo: heads
+#: that share a vocabulary), continued training at three times the base's steps above 0.5
+ALIKE = 0.5
+_NUMBER = re.compile(r"\d+")
+
+
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """One matched tensor of B and what A has in its place.
+
+    Attributes
+    ----------
+    name : in B
+    origins : A's tensors that it is made of
+    size : elements
+    content : it has two axes of some length and holds real numbers; norms, biases and counters are not
+    dtype_a, dtype_b : dtype words
+    equal : no value differs but by the rounding of a cast
+    cosine, rel_l2, zero_a, zero_b : figures of the comparison, None where undefined or not measured
+    """
+
+    name: str
+    origins: tuple[str, ...]
+    size: int
+    content: bool
+    dtype_a: str
+    dtype_b: str
+    equal: bool
+    cosine: float | None = None
+    rel_l2: float | None = None
+    zero_a: float | None = None
+    zero_b: float | None = None
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """Neighbouring rows of one matched matrix on both sides, shape (rows, columns); kernels count as columns."""
+
+    name: str
+    a: Floats
+    b: Floats
+
+
+class Material(msgspec.Struct, frozen=True, dict=True):
+    """Two checkpoints, the mapping between them, and what was measured.
+
+    Attributes
+    ----------
+    a, b : as opened
+    mapping : from A to B
+    filled : B's layout with A's values
+    common : both in one layout, with nothing fitted
+    comparison : figures of `filled` against `b`, or None
+    significance : the exact tests
+    seed : of the samples
+    """
+
+    a: Checkpoint
+    b: Checkpoint
+    mapping: Mapping
+    filled: Filled
+    common: Common
+    comparison: Comparison | None
+    significance: Significance
+    seed: int
+
+    def asked(self, question: Callable[[Material], Answer]) -> Answer:
+        """What a function says of this material; asked once."""
+        known: dict[Any, Any] = self.__dict__.setdefault("_asked", {})
+        if question not in known:
+            known[question] = question(self)
+        return known[question]  # type: ignore[no-any-return]
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """All matched tensors, in B's order."""
+        rows = {row.b_name: row for row in self.comparison.rows if row.b_name} if self.comparison else {}
+        result = []
+        for name, spec in self.b.specs.items():
+            if name not in self.filled.specs or self.filled.specs[name].size != spec.size:
+                continue
+            origins = self.filled.origins[name]
+            dtypes = sorted({self.a.specs[o].dtype for o in origins if o in self.a.specs})
+            content = spec.size >= LEAST_CONTENT and sum(n > 1 for n in spec.shape) > 1 and _real(spec.dtype)
+            given: dict[str, Any] = {
+                "name": name, "origins": origins, "size": spec.size, "content": content,
+                "dtype_a": dtypes[0] if len(dtypes) == 1 else "mixed", "dtype_b": spec.dtype,
+            }  # fmt: skip
+            row = rows.get(name)
+            if row is not None and row.metrics is not None:
+                m = row.metrics
+                figures = {"cosine": m.cosine, "rel_l2": m.rel_l2, "zero_a": m.zero_a, "zero_b": m.zero_b}
+                result.append(Pair(equal=row.status == "unchanged" or not m.changed, **figures, **given))
+            else:
+                result.append(self._sampled_pair(given))
+        return result
+
+    def _sampled_pair(self, given: dict[str, Any]) -> Pair:
+        """A pair whose figures come from a part of its values."""
+        sample = self.sample(given["name"], rows=max(FEWEST_ROWS, MOST_ROWS // max(1, len(self.b.specs))))
+        a, b = sample.a.astype(np.float64), sample.b.astype(np.float64)
+        coarse = given["dtype_b"] if given["dtype_b"] in FLOATS else given["dtype_a"]
+        equal = bool(np.array_equal(a, b)) or (
+            coarse in FLOATS and np.array_equal(_rounded(sample.a, coarse), _rounded(sample.b, coarse))
+        )
+        one, two = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+        cosine = float((a * b).sum() / (one * two)) if one > 0 and two > 0 else None
+        rel = float(np.linalg.norm(a - b) / one) if one > 0 else None
+        zeros = {"zero_a": float((a == 0).mean()), "zero_b": float((b == 0).mean())}
+        return Pair(equal=equal, cosine=cosine, rel_l2=rel, **zeros, **given)
+
+    @cached_property
+    def content(self) -> list[Pair]:
+        """Matched tensors that hold weights proper."""
+        return [pair for pair in self.pairs if pair.content]
+
+    @cached_property
+    def changed(self) -> list[Pair]:
+        """Content that differs."""
+        return [pair for pair in self.content if not pair.equal]
+
+    @property
+    def equal_share(self) -> float:
+        """Share of the matched content's elements that stands in equal tensors."""
+        total = sum(pair.size for pair in self.content)
+        return sum(pair.size for pair in self.content if pair.equal) / total if total else 0.0
+
+    @property
+    def coverage(self) -> float:
+        """Share of B's parameters in matched tensors."""
+        total = self.b.parameters
+        return sum(s.size for n, s in self.b.specs.items() if n in self._targets) / total if total else 0.0
+
+    @property
+    def used(self) -> float:
+        """Share of A's parameters that B's matched tensors are made of."""
+        total = self.a.parameters
+        left = sum(self.a.specs[n].size for n in self.mapping.unmatched_source if n in self.a.specs)
+        return 1.0 - left / total if total else 0.0
+
+    @cached_property
+    def instances(self) -> list[Instance]:
+        """Every rule for every binding."""
+        return list(self.mapping.instances({name: spec.shape for name, spec in self.a.specs.items()}))
+
+    @cached_property
+    def _targets(self) -> set[str]:
+        return {n for i in self.instances for n in i.target_names if n in self.b.specs}
+
+    @cached_property
+    def alike(self) -> list[Pair]:
+        """Content that differs and is still recognisably the same."""
+        return [pair for pair in self.changed if (pair.cosine or 0.0) >= ALIKE]
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """Samples of some of the content that differs and is recognisable, spread over templates and layers."""
+        return [self.sample(name) for name in spread_names([pair.name for pair in self.alike])]
+
+    def has_twin(self, name: str) -> bool:
+        """True where A's tensor is a near copy of another one of its template."""
+        spec, key = self.a.specs[name], _NUMBER.sub("{}", name)
+        size = min(spec.size, 1 << 14)
+        mine = self.a.read(name, 0, size).astype(np.float64)
+        for other, its in self.a.specs.items():
+            if other != name and its.shape == spec.shape and _NUMBER.sub("{}", other) == key:
+                values = self.a.read(other, 0, size).astype(np.float64)
+                lengths = float(np.linalg.norm(mine) * np.linalg.norm(values))
+                if lengths > 0 and float(mine @ values) > ALIKE * lengths:
+                    return True
+        return False
+
+    def sample(self, name: str, *, rows: int = SAMPLE_ROWS) -> Sample:
+        """At most so many neighbouring rows of one matched tensor."""
+        spec, other = self.b.specs[name], self.filled.specs[name]
+        window = _window(spec.shape, min(rows, SAMPLE_ROWS), np.random.default_rng([self.seed, spec.size % (1 << 31)]))
+        return Sample(name, _rows(self.filled, name, other.size, window), _rows(self.b, name, spec.size, window))
+
+
+def spread_names(names: Sequence[str]) -> list[str]:
+    """Some names of each template: first, middle and last, as many in all as are sampled."""
+    templates: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        templates[_NUMBER.sub("{}", name)].append(name)
+    each = max(1, min(EACH_TEMPLATE, MOST_SAMPLES // max(1, len(templates))))
+    chosen: list[str] = []
+    for members in templates.values():
+        places = {0} if each == 1 else {round(k * (len(members) - 1) / (each - 1)) for k in range(each)}
+        chosen += [members[at] for at in sorted(places)]
+    return chosen[:MOST_SAMPLES]
+
+
+def counters(name: str) -> tuple[int, ...]:
+    """The numbers in a name that stand by themselves: layer, expert.
+
+    Examples
+    --------
+    >>> counters("model.layers.3.experts.12.w1.weight")
+    (3, 12)
+    """
+    return tuple(int(part) for part in re.split(r"[./]", name) if part.isdigit())
+
+
+def _window(shape: tuple[int, ...], most: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """First row, rows and columns of the sampled part."""
+    while len(shape) > 2 and shape[0] < FEW_ROWS:
+        shape = (shape[0] * shape[1], *shape[2:])  # a stack of layers or experts
+    rows = shape[0] if len(shape) > 1 else 1
+    columns = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else (shape[0] if shape else 1)
+    taken = min(rows, most)
+    return int(rng.integers(0, rows - taken + 1)), taken, columns
+
+
+def _rows(checkpoint: Checkpoint, name: str, size: int, window: tuple[int, int, int]) -> Floats:
+    first, rows, columns = window
+    start, stop = first * columns, min(size, (first + rows) * columns)
+    values = checkpoint.read(name, start, stop).reshape(-1, columns)
+    return values[:, : SAMPLE_COLUMNS if rows > 1 else None]
+
+
+def _rounded(values: Floats, word: str) -> Floats:
+    return decode(encode(values, word), word)
+
+
+def _real(word: str) -> bool:
+    """False for integers and truth values, which count something."""
+    return word in FLOATS or word not in STORAGE

@@ -1,0 +1,327 @@
+"""Relations that names, shapes and layout show: renamed, fused, cast, pruned, grown, extended, upcycled."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from lineage.judge.material import ALIKE, Material, Pair, counters
+from lineage.judge.relations.finding import Finding
+from lineage.layout.mapping import Instance
+from lineage.layout.operations import (
+    Concat,
+    Each,
+    Operation,
+    Pad,
+    Rearrange,
+    Slice,
+    Split,
+    Stack,
+    Take,
+    Unstack,
+)
+
+__all__ = [
+    "cast",
+    "depth_grown",
+    "depth_pruned",
+    "expert_upcycled",
+    "fused",
+    "identical",
+    "layers_reordered",
+    "permuted",
+    "renamed",
+    "transposed",
+    "vocabulary_extended",
+    "width_grown",
+    "width_pruned",
+]
+
+#: share of a hidden axis' units at their own index up to which they count as reordered
+REORDERED = 0.06
+_NUMBER = re.compile(r"\d+")
+
+
+def identical(material: Material) -> Finding | None:
+    """Same names, shapes and dtypes, and no value differs."""
+    a, b = material.a.specs, material.b.specs
+    if a.keys() != b.keys() or any(a[n].shape != b[n].shape or a[n].dtype != b[n].dtype for n in a):
+        return None
+    equal = {pair.name for pair in material.pairs if pair.equal and pair.origins == (pair.name,)}
+    if equal != set(b) or any(rule.ops for rule in material.mapping.rules):
+        return None
+    return Finding("identical", 1.0, f"all {len(b)} tensors are equal under equal names")
+
+
+def renamed(material: Material) -> Finding | None:
+    """Tensors that kept their values or their place under other names."""
+    single = [pair for pair in material.pairs if len(pair.origins) == 1]
+    moved = [pair for pair in single if pair.origins[0] != pair.name and not _same_place(pair)]
+    return _of("renamed", len(moved), len(material.pairs), "tensors stand under other names", _example(moved))
+
+
+def _same_place(pair: Pair) -> bool:
+    """True where only the layer's number differs: that is a matter of depth."""
+    return _NUMBER.sub("{}", pair.origins[0]) == _NUMBER.sub("{}", pair.name)
+
+
+def fused(material: Material) -> Finding | None:
+    """Tensors split, joined, stacked, interleaved or reshaped."""
+    vocabulary = material.asked(_shortened)
+    changed = [
+        i
+        for i in material.instances
+        if any(_relays(op) for op in _flat(i.rule.ops)) and not set(i.target_names) <= vocabulary
+    ]
+    names = [name for i in changed for name in i.target_names]
+    count = len(dict.fromkeys(names))
+    return _of("fused", count, len(material.pairs), "tensors are laid out anew (split, joined, stacked or interleaved)", "")
+
+
+def _shortened(material: Material) -> set[str]:
+    """Tensors outside the layers that were only cut to fewer rows: that is a matter of vocabulary."""
+    return {
+        name
+        for i in material.instances
+        if len(i.rule.ops) == 1 and isinstance(i.rule.ops[0], Slice) and len(i.source_names) == 1
+        for name in i.target_names
+        if not counters(name)
+    }
+
+
+def transposed(material: Material) -> Finding | None:
+    """Matrices stored the other way round."""
+    changed = [i for i in material.instances if _transposes(i)]
+    names = dict.fromkeys(name for i in changed for name in i.target_names)
+    return _of("transposed", len(names), len(material.pairs), "matrices are stored transposed", "")
+
+
+def permuted(material: Material) -> Finding | None:
+    """Units in another order, found by what they hold."""
+    content = {pair.name for pair in material.content}
+    names = [
+        name
+        for i in material.instances
+        if any(isinstance(op, Take) and _reorders(op) for op in _flat(i.rule.ops))
+        for name in i.target_names
+        if name in content
+    ]
+    if names:
+        return _of("permuted", len(dict.fromkeys(names)), len(content), "matrices hold A's rows or columns in another order", "")
+    for test in material.significance.tests:
+        if test.kind == "hidden" and test.stands_out and test.fixed <= REORDERED * test.units and test.ordered < test.units / 2:
+            return Finding("permuted", 1.0, f"{test.axis}: the units are A's in another order")
+    return None
+
+
+def cast(material: Material) -> Finding | None:
+    """Content stored in another float dtype, with nothing but the rounding in between."""
+    other = [p for p in material.content if p.equal and p.dtype_a != p.dtype_b]
+    if not other:
+        return None
+    words = sorted({f"{p.dtype_a} to {p.dtype_b}" for p in other})
+    return _of("cast", len(other), len(material.content), f"matrices were cast ({', '.join(words)}) and are equal otherwise", "")
+
+
+def depth_pruned(material: Material) -> Finding | None:
+    """B lacks layers of A."""
+    return _depth(material, "depth-pruned")
+
+
+def depth_grown(material: Material) -> Finding | None:
+    """B has more layers than A."""
+    return _depth(material, "depth-grown")
+
+
+def _depth(material: Material, tag: str) -> Finding | None:
+    layers_a, layers_b, pairs = _layers(material)
+    if not pairs or len(layers_a) == len(layers_b) or (len(layers_b) < len(layers_a)) != (tag == "depth-pruned"):
+        return None
+    order = ", ".join(str(a) for _, a in sorted(pairs))
+    return Finding(
+        tag, 1.0, f"B has {len(layers_b)} layers and A {len(layers_a)}; B's matched layers are A's layers {order}"
+    )
+
+
+def layers_reordered(material: Material) -> Finding | None:
+    """A's layers in another order."""
+    layers_a, layers_b, pairs = _layers(material)
+    order = [a for _, a in sorted(pairs)]
+    if len(layers_a) != len(layers_b) or order == sorted(order) or len(set(order)) < len(order):
+        return None
+    return Finding("layers-reordered", 1.0, f"B's layers are A's layers {', '.join(map(str, order))}")
+
+
+def _layers(material: Material) -> tuple[set[int], set[int], list[tuple[int, int]]]:
+    """Numbers of the layers of the longest stack, A's and B's, and which layer of B is which of A."""
+    votes: dict[tuple[str, str], dict[int, dict[int, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
+    for pair in material.content:
+        if not _kept(pair) or len(pair.origins) != 1:
+            continue
+        stack_a, layer_a = _stack(pair.origins[0])
+        stack_b, layer_b = _stack(pair.name)
+        if layer_a is not None and layer_b is not None:
+            votes[stack_a, stack_b][layer_b][layer_a] += pair.size
+    if not votes:
+        return set(), set(), []
+    (stack_a, stack_b), chosen = max(votes.items(), key=lambda item: len(item[1]))
+    pairs = [(b, max(seen, key=lambda a: seen[a])) for b, seen in chosen.items()]
+    numbers = ((material.a, stack_a), (material.b, stack_b))
+    all_a, all_b = ({n for s, n in map(_stack, c.specs) if s == stack and n is not None} for c, stack in numbers)
+    return all_a, all_b, pairs
+
+
+def _stack(name: str) -> tuple[str, int | None]:
+    """The name up to its first counter, and the counter."""
+    parts = re.split(r"[./]", name)
+    at = next((k for k, part in enumerate(parts) if part.isdigit()), None)
+    return (name, None) if at is None else (".".join(parts[:at]), int(parts[at]))
+
+
+def width_pruned(material: Material) -> Finding | None:
+    """B's layers are narrower than A's."""
+    return _width(material, "width-pruned")
+
+
+def width_grown(material: Material) -> Finding | None:
+    """B's layers are wider than A's."""
+    return _width(material, "width-grown")
+
+
+def _width(material: Material, tag: str) -> Finding | None:
+    cut = []
+    for name, (a, b) in material.common.shapes.items():
+        if a != b and len(a) == len(b) and len(b) > 1 and counters(name):
+            pruned = all(y <= x for x, y in zip(a, b, strict=True))
+            grown = all(y >= x for x, y in zip(a, b, strict=True))
+            if (tag == "width-pruned") is pruned and pruned != grown:
+                cut.append((name, a, b))
+    if not cut:
+        return None
+    name, a, b = cut[0]
+    size = "narrower" if tag == "width-pruned" else "wider"
+    return Finding(tag, 1.0, f"{len(cut)} matrices in layers are {size}: {name} has shape {list(a)} in A and {list(b)} in B")
+
+
+def vocabulary_extended(material: Material) -> Finding | None:
+    """Rows were appended to tensors outside the layers, on either side."""
+    inside = {n for name, shapes in material.common.shapes.items() if counters(name) for n in (*shapes[0], *shapes[1])}
+    for name, a, b in _outside(material):
+        axis = next((k for k in (0, 1) if a[k] != b[k] and a[1 - k] == b[1 - k]), None)
+        if axis is not None and not {a[axis], b[axis]} & inside:
+            more = b[axis] - a[axis]
+            word = "more" if more > 0 else "fewer"
+            text = f"{name} has {abs(more)} {word} entries than in A: {b[axis]} against {a[axis]}"
+            return Finding("vocabulary-extended", 1.0, text)
+    return None
+
+
+def _outside(material: Material) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Matrices outside the layers that are made of one matrix: B's name, and both shapes."""
+    a, b = material.a.specs, material.b.specs
+    for name, shapes in material.common.shapes.items():
+        if not counters(name) and len(shapes[0]) == len(shapes[1]) == 2:
+            yield (name, *shapes)
+    for i in material.instances:
+        if len(i.source_names) == len(i.target_names) == 1 and not counters(i.target_names[0]):
+            one, two = a[i.source_names[0]].shape, b[i.target_names[0]].shape if i.target_names[0] in b else ()
+            if len(one) == len(two) == 2:
+                yield i.target_names[0], one, two
+
+
+def expert_upcycled(material: Material) -> Finding | None:
+    """One matrix of A stands in several places of one layer of B, or the other way round."""
+    uses: dict[tuple[tuple[str, ...], int], set[str]] = defaultdict(set)
+    for pair in material.content:
+        numbers = counters(pair.name)
+        if len(numbers) > 1 and _kept(pair) and len(pair.origins) == 1 and len(counters(pair.origins[0])) < len(numbers):
+            uses[pair.origins, numbers[0]].add(pair.name)
+    clones = [names for names in uses.values() if len(names) > 1]
+    if clones:
+        first = sorted(clones[0])
+        return Finding("expert-upcycled", 1.0, f"{len(clones)} matrices of A each became several experts, such as {', '.join(first[:2])}")
+    return _merged_experts(material)
+
+
+def _merged_experts(material: Material) -> Finding | None:
+    """A holds several near copies of what B has once."""
+    for pair in material.content:
+        if len(pair.origins) != 1 or not _kept(pair):
+            continue
+        origin, numbers = pair.origins[0], counters(pair.origins[0])
+        if len(numbers) < 2 or len(counters(pair.name)) >= len(numbers):
+            continue
+        parts = re.split(r"([./])", origin)
+        at = max(k for k, part in enumerate(parts) if part.isdigit())
+        for other in (f"{numbers[-1] + 1}", f"{numbers[-1] - 1}"):
+            twin = "".join([*parts[:at], other, *parts[at + 1 :]])
+            if twin in material.a.specs and _cosine(material, origin, twin) > ALIKE:
+                return Finding("expert-upcycled", 1.0, f"{origin} and {twin} of A are near copies of each other, and of B's {pair.name}")
+    return None
+
+
+def _cosine(material: Material, one: str, two: str) -> float:
+    """Cosine of the beginnings of two of A's tensors."""
+    size = min(material.a.specs[one].size, material.a.specs[two].size, 1 << 14)
+    x, y = material.a.read(one, 0, size).astype(float), material.a.read(two, 0, size).astype(float)
+    lengths = float((x @ x) * (y @ y)) ** 0.5
+    return float(x @ y) / lengths if lengths > 0 else 0.0
+
+
+def _kept(pair: Pair) -> bool:
+    return pair.equal or (pair.cosine or 0.0) >= ALIKE
+
+
+def _flat(ops: tuple[Operation, ...]) -> Iterator[Operation]:
+    for op in ops:
+        if isinstance(op, Each):
+            for _, chain in op.chains:
+                yield from _flat(chain)
+        else:
+            yield op
+
+
+def _relays(op: Operation) -> bool:
+    """True for operations that join, cut or interleave; turning a matrix round is none of them, nor is padding."""
+    if isinstance(op, Rearrange):
+        return not _turns(op)
+    return isinstance(op, (Concat, Split, Stack, Unstack, Slice)) and not isinstance(op, Pad)
+
+
+def _turns(op: Rearrange) -> bool:
+    """True for a pattern that only changes the order of whole axes."""
+    return "(" not in op.pattern and op.pattern.count("->") == 1
+
+
+def _transposes(instance: Instance) -> bool:
+    """True where the chain leaves the axes of a matrix in another order; two turns undo each other."""
+    turns = 0
+    for op in _flat(instance.rule.ops):
+        if isinstance(op, Rearrange):
+            left, right = (side.replace("(", " ").replace(")", " ").split() for side in op.pattern.split("->"))
+            long = [name for name in left if name in right and name != "1"]
+            turns += [name for name in right if name in long] != long and (_turns(op) or _outer_turns(op))
+    return turns % 2 == 1
+
+
+def _outer_turns(op: Rearrange) -> bool:
+    """True for a pattern whose last axis on the left is first on the right, or the other way round."""
+    left, right = (side.replace("(", " ").replace(")", " ").split() for side in op.pattern.split("->"))
+    return bool(left and right) and (left[-1] == right[0] or left[0] == right[-1])
+
+
+def _reorders(op: Take) -> bool:
+    """True where the indices are no plain ascending selection."""
+    indices = op.places
+    return bool((indices[1:] < indices[:-1]).any())
+
+
+def _of(tag: str, count: int, total: int, what: str, example: str) -> Finding | None:
+    if not count:
+        return None
+    return Finding(tag, count / max(1, total), f"{count} of {total} {what}{example}")
+
+
+def _example(pairs: list[Pair]) -> str:
+    return f", such as {pairs[0].name} for {pairs[0].origins[0]}" if pairs else ""

@@ -1,0 +1,139 @@
+"""Relations that training leaves: fine-tuned, in parts, by a merged low-rank adapter, from a shared beginning."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lineage.judge.material import Material, Pair, Sample
+from lineage.judge.relations import values
+from lineage.judge.relations.finding import Finding
+from lineage.judge.significance import AxisTest
+
+__all__ = ["continued_pretraining", "fine_tuned", "lora_merged", "low_rank", "partially_shared", "partially_tuned", "shared_initialisation"]
+
+#: mean cosine of changed content: from here on it was tuned, below trained on for long (zoo: ft 0.994 to 0.998,
+#: ft-long 0.95, 600 steps at twice the rate; cont 0.5 to 0.75, three times the base's own steps)
+TUNED, TRAINED_ON = 0.9, 0.35
+#: the first singular value left out must be this far below the last one kept, and near the rounding's edge
+GAP, FLOOR = 1.8, 1.6
+#: spacing of a format's numbers over their binade
+STEP = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23, "F64": 2.0**-52}
+#: share of a block's units at home from which it counts as the same block, and up to which as a stranger's
+HOME, STRANGE = 0.8, 0.06
+
+
+def fine_tuned(material: Material) -> Finding | None:
+    """Content changed a little, and nothing else explains it."""
+    mean = material.asked(_tuned)
+    if mean is None or mean < TUNED:
+        return None
+    return Finding("fine-tuned", 1.0, f"{len(material.changed)} of {len(material.content)} matrices differ a little: mean cosine {mean:.4f}")
+
+
+def continued_pretraining(material: Material) -> Finding | None:
+    """Content changed a lot and is still recognisably the same."""
+    mean = material.asked(_tuned)
+    if mean is None or not TRAINED_ON <= mean < TUNED or material.asked(shared_initialisation) is not None:
+        return None
+    return Finding("continued-pretraining", 1.0, f"{len(material.changed)} matrices were trained far on: mean cosine {mean:.3f}")
+
+
+def partially_tuned(material: Material) -> Finding | None:
+    """Some content is equal and the rest was tuned."""
+    if material.asked(_tuned) is None or not 0.01 < material.equal_share < 0.99:
+        return None
+    same = [p for p in material.content if p.equal]
+    return Finding("partially-tuned", 1 - material.equal_share, f"{len(same)} of {len(material.content)} matrices are equal, such as {same[0].name}; the others were tuned")
+
+
+def lora_merged(material: Material) -> Finding | None:
+    """The difference has a low rank above the rounding of the storage."""
+    words = {p.name: p.dtype_b if p.dtype_b in STEP else "F32" for p in material.content}
+    ranks = [low_rank(sample, words[sample.name]) for sample in material.samples]
+    found = [rank for rank in ranks if rank]
+    if not ranks or len(found) < values.MOST * len(ranks):
+        return None
+    names = sorted({_role(sample.name) for sample, rank in zip(material.samples, ranks, strict=True) if rank})
+    return Finding("lora-merged", len(found) / len(ranks), f"the difference has rank {int(np.median(found))} above the rounding, in {', '.join(names)}")
+
+
+def low_rank(sample: Sample, word: str) -> int:
+    """Rank of B - A above the rounding of the storage, 0 where it is not low.
+
+    Parameters
+    ----------
+    word : dtype of the coarser side
+    """
+    delta = sample.b.astype(np.float64) - sample.a
+    short = min(delta.shape)
+    if short < 16:
+        return 0
+    sizes = np.linalg.svd(delta, compute_uv=False)
+    # the rounding of one value is uniform in one step: its deviation is step·2^e/√12
+    with np.errstate(divide="ignore"):
+        binade = np.exp2(np.floor(np.log2(np.abs(sample.b.astype(np.float64)))))
+    error = STEP[word] * binade / np.sqrt(12)
+    edge = float(np.sqrt(np.mean(error**2))) * sum(n**0.5 for n in delta.shape)
+    above = int(np.count_nonzero(sizes > FLOOR * edge))
+    if not 0 < above <= short // 4:
+        return 0
+    return above if sizes[above - 1] > GAP * sizes[above] else 0
+
+
+def partially_shared(material: Material) -> Finding | None:
+    """Some blocks are A's and others are strangers; or the embeddings are A's and no block is."""
+    if any(t.stands_out and t.fixed < STRANGE * t.units for t in material.significance.tests if t.kind == "hidden"):
+        return None  # units in another order are no strangers
+    for test in material.significance.tests:
+        if test.kind == "hidden" and not test.frame and not test.void:
+            home = [b for b in test.each if b[1] >= HOME * b[2]]
+            strange = [b for b in test.each if b[1] <= STRANGE * b[2]]
+            if home and strange:
+                return Finding("partially-shared", len(home) / len(test.each), f"{_listed([b[0] for b in home])} agree with A unit by unit, {_listed([b[0] for b in strange])} do not")
+    same = [p for p in material.content if p.equal]
+    strange_pairs = [p for p in material.content if not p.equal and abs(p.cosine or 0.0) < TRAINED_ON]
+    hidden = [t for t in material.significance.tests if t.kind == "hidden" and not t.frame]
+    if same and strange_pairs and hidden and all(_at_chance(t) for t in hidden):
+        return Finding("partially-shared", material.equal_share, f"{_listed([p.name for p in same])} equals A's, and no hidden unit in the layers does")
+    return None
+
+
+def shared_initialisation(material: Material) -> Finding | None:
+    """Every block kept some of its units' places, most of them not: trained apart from one beginning."""
+    tests = [t for t in material.significance.tests if t.kind == "hidden" and not t.frame and not t.void]
+    shares = [fixed / units for t in tests for _, fixed, units in t.each if units]
+    if not shares or max(shares) > HOME or min(shares) < STRANGE or not tests or max(t.likeness for t in tests) > 0.6:
+        return None
+    return Finding("shared-initialisation", float(np.mean(shares)), f"{np.mean(shares):.0%} of the hidden units kept their place while their weights hardly agree: two trainings from one beginning look like that")
+
+
+def _tuned(material: Material) -> float | None:
+    """Mean cosine of changed content where training explains the change, else None."""
+    changed = [p for p in material.changed if p.cosine is not None]
+    if not changed or len(changed) < len(material.changed):
+        return None
+    if any(_explained(material, p) for p in changed):
+        return None
+    for other in (values.quantized, values.sparsified, values.noised, values.rescaled, values.sign_flipped, lora_merged):
+        if material.asked(other) is not None:
+            return None
+    return float(np.average([p.cosine or 0.0 for p in changed], weights=[p.size for p in changed]))
+
+
+def _explained(material: Material, pair: Pair) -> bool:
+    """True where a pair is no tuned one: it does not agree at all."""
+    return (pair.cosine or 0.0) < TRAINED_ON
+
+
+def _at_chance(test: AxisTest) -> bool:
+    return test.fixed <= STRANGE * test.units and test.ordered < 0.5 * test.units
+
+
+def _role(name: str) -> str:
+    """The last words of a name that are no weight and no number."""
+    words = [w for w in name.replace("/", ".").split(".") if not w.isdigit()]
+    return words[-2] if len(words) > 1 else words[-1]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

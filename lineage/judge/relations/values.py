@@ -1,0 +1,238 @@
+"""Relations that single values show: quantised, sparsified, noised, rescaled, sign-flipped, rotated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.checkpoint.dtypes import FLOATS, STORAGE
+from lineage.judge.common import Common
+from lineage.judge.material import Material, Sample
+from lineage.judge.relations.finding import Finding
+
+__all__ = ["Diagonal", "diagonal_fit", "lattice", "noised", "quantized", "rescaled", "rotated", "sign_flipped", "sparsified"]
+
+Floats = NDArray[np.floating[Any]]
+
+#: share of sampled matrices that must show a property of values
+MOST = 0.8
+#: block lengths of the common integer formats along a row; 0 stands for the whole row
+BLOCKS = (32, 64, 128, 16, 0)
+#: levels of the common integer formats: bits and the greatest code
+LEVELS = ((4, 7), (4, 8), (8, 127), (3, 3), (3, 4), (5, 15), (5, 16), (6, 31), (6, 32), (2, 1), (2, 2))
+#: mean distance to the next code, in steps, over small codes: uniform values give 0.25, int8 stored as bf16 0.02
+OFF_LATTICE = 0.08
+#: exact zeros beyond A's that count as pruning; trained weights in bf16 have below 0.001
+SPARSE = 0.05
+#: white noise: relative size alike in all matrices (largest over smallest; zoo: noise 1.04, tuning 2.8 and more), and
+#: the largest singular value no further than this beyond the edge of a random matrix (zoo: noise 1.02, ft 1.5 to 5)
+EVEN, EDGE = 1.15, 1.25
+#: rounding of bf16 leaves 1.7e-3; a difference of that size is a cast
+ROUNDING = 3e-3
+#: elementwise B/A that is one factor a row times one a column: deviation of its logarithm that 95 % of the elements
+#: keep to (bf16 leaves 0.008, tuning 0.15 and more)
+DIAGONAL = 0.03
+#: spread of the factors' logarithms from which a matrix counts as rescaled
+SPREAD = 0.02
+#: share of elements whose sign must be the product of a row's and a column's sign, and the share of negative factors
+#: (random signs: a half)
+SIGNED, FLIPPED = 0.98, 0.1
+#: share of the matrices that differ which must be explained like that
+EXPLAINED = 0.5
+#: mean likeness of channels at their best place from which they count as the same channels, not as turned ones (zoo:
+#: permuted 1.0, turned 0.90, strangers 0.96)
+CHANNELS = 0.985
+
+
+def quantized(material: Material) -> Finding | None:
+    """B's values stand on a lattice by row or block, or in a quantised type; or A's do."""
+    for side, pairs in (("B", material.content), ("A", material.content)):
+        words = sorted({p.dtype_b if side == "B" else p.dtype_a for p in pairs} - set(STORAGE) - {"mixed"})
+        other = {p.dtype_a if side == "B" else p.dtype_b for p in pairs}
+        if words and other & set(FLOATS):
+            return Finding("quantized", 1.0, f"{side} is stored as {', '.join(words)}")
+    found = [lattice(sample.b) for sample in material.samples]
+    base = [lattice(sample.a) for sample in material.samples]
+    for side, on, off in (("B", found, base), ("A", base, found)):
+        hits = [x for x, y in zip(on, off, strict=True) if x is not None and y is None]
+        if hits and len(hits) >= MOST * len(on):
+            bits, block = max(set(hits), key=hits.count)
+            where = f"blocks of {block}" if block else "rows"
+            return Finding("quantized", len(hits) / len(on), f"{side}'s values stand on {bits}-bit lattices by {where}")
+    return None
+
+
+def lattice(rows: Floats) -> tuple[int, int] | None:
+    """Bits and block length of the lattice on which the values stand, or None.
+
+    Parameters
+    ----------
+    rows : (rows, columns)
+
+    Notes
+    -----
+    The step is the largest value of a block over the greatest code. Distances are taken at codes up to 16, where
+    storage in bf16 moves a value by less than a tenth of a step.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> w = rng.standard_normal((16, 64)).astype(np.float32)
+    >>> step = np.abs(w).max(axis=1, keepdims=True) / 127
+    >>> lattice(np.round(w / step) * step), lattice(w)
+    ((8, 0), None)
+    """
+    for bits, top in LEVELS:
+        for block in BLOCKS:
+            length = block or rows.shape[1]
+            if rows.shape[1] % length or length < 16:
+                continue
+            blocks = rows.reshape(-1, length).astype(np.float64)
+            most = np.abs(blocks).max(axis=1, keepdims=True)
+            blocks, most = blocks[most[:, 0] > 0], most[most[:, 0] > 0]
+            if not len(blocks):
+                return None
+            codes = blocks * (top / most)
+            small = (np.abs(codes) < min(16.5, top - 0.4)) & (blocks != 0)
+            off = np.abs(codes - np.round(codes))[small & (np.abs(codes) > 0.4)]
+            zeros = float(np.mean((np.abs(codes) < 0.4) & (blocks != 0)))
+            if len(off) >= 64 and float(off.mean()) < OFF_LATTICE and zeros < 0.02:
+                return bits, block
+    return None
+
+
+def sparsified(material: Material) -> Finding | None:
+    """Many values are exactly zero in B and not in A, or the other way round."""
+    pairs = [p for p in material.content if p.zero_a is not None and p.zero_b is not None]
+    if material.asked(quantized) is not None:
+        return None
+    for side, more in (("B", [p for p in pairs if p.zero_b - p.zero_a > SPARSE]),
+                       ("A", [p for p in pairs if p.zero_a - p.zero_b > SPARSE])):  # type: ignore[operator]  # fmt: skip
+        if more:
+            share = float(np.mean([max(p.zero_a or 0.0, p.zero_b or 0.0) for p in more]))
+            return Finding("sparsified", len(more) / len(pairs), f"{share:.0%} of the values of {len(more)} matrices of {side} are exactly zero")
+    return None
+
+
+def noised(material: Material) -> Finding | None:
+    """The difference is white and of one relative size everywhere."""
+    sizes = [p.rel_l2 for p in material.alike if p.rel_l2]
+    if not sizes or len(sizes) < MOST * len(material.changed) or min(sizes) < 2 * ROUNDING or max(sizes) > EVEN * min(sizes):
+        return None
+    edges = [_edge(sample) for sample in material.samples if min(sample.a.shape) >= 16]
+    if not edges or float(np.mean(np.array(edges) < EDGE)) < MOST or material.asked(quantized) is not None:
+        return None
+    size = float(np.mean(sizes))
+    return Finding("noised", 1.0, f"the difference is white and {size:.1%} of each matrix in all {len(sizes)} changed matrices")
+
+
+def _edge(sample: Sample) -> float:
+    """Largest singular value of the difference over that of a random matrix of its size."""
+    delta = sample.b.astype(np.float64) - sample.a
+    spread = float(delta.std())
+    return float(np.linalg.norm(delta, 2)) / (spread * sum(n**0.5 for n in delta.shape)) if spread else np.inf
+
+
+class Diagonal:
+    """B = diag(rows) · A · diag(columns): the factors' logarithms, the signs, and how well that fits.
+
+    Attributes
+    ----------
+    off : deviation of ln|B/A| from the factors that 95 % of the elements keep to
+    spread : spread of the factors' logarithms over rows and columns
+    signed : share of elements whose sign the factors explain
+    flipped : share of rows or columns whose factor is negative (the smaller part)
+    """
+
+    __slots__ = ("flipped", "off", "signed", "spread")
+
+    def __init__(self, off: float, spread: float, signed: float, flipped: float) -> None:
+        self.off, self.spread, self.signed, self.flipped = off, spread, signed, flipped
+
+
+def diagonal_fit(a: Floats, b: Floats) -> Diagonal | None:
+    """How well B is A with rows and columns scaled; None where too few values can be divided.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> a = rng.standard_normal((32, 32))
+    >>> fit = diagonal_fit(a, a * rng.choice([-1.0, 1.0], 32) * np.exp(rng.standard_normal((32, 1))))
+    >>> fit.off < 1e-6, fit.signed, fit.spread > 0.5
+    (True, 1.0, True)
+    """
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    alive = (np.abs(x) > 1e-3 * np.abs(x).max(initial=0.0)) & (np.abs(y) > 1e-3 * np.abs(y).max(initial=0.0))
+    if min(x.shape) < 8 or alive.mean() < 0.3:
+        return None
+    logs = np.where(alive, np.log(np.abs(np.where(alive, y, 1.0) / np.where(alive, x, 1.0))), np.nan)
+    kept = (~np.isnan(logs)).sum(axis=1) >= 4
+    logs, signs = logs[kept], np.where(alive, np.sign(x * y), 0.0)[kept]
+    logs = logs[:, (~np.isnan(logs)).sum(axis=0) >= 4]
+    if min(logs.shape) < 8:
+        return None
+    rows = np.nanmedian(logs, axis=1, keepdims=True)
+    columns = np.nanmedian(logs - rows, axis=0, keepdims=True)
+    off = float(np.nanpercentile(np.abs(logs - rows - columns), 95))
+    # leading signs by a few rounds of the power method on the ±1 matrix
+    right = np.sign(signs[np.argmax(np.abs(signs).sum(axis=1))] + 0.5)
+    left = np.ones(len(signs))
+    for _ in range(5):
+        left = np.where(signs @ right >= 0, 1.0, -1.0)
+        right = np.where(left @ signs >= 0, 1.0, -1.0)
+    fits = (left[:, None] * right == signs)[signs != 0]
+    shares = [float(np.mean(v < 0)) for v in (left, right)]
+    flipped = max(min(s, 1 - s) for s in shares)
+    return Diagonal(off, float(max(rows.std(), columns.std())), float(fits.mean()), flipped)
+
+
+def rescaled(material: Material) -> Finding | None:
+    """Rows and columns of matrices were scaled against each other."""
+    fits = material.asked(_fits)
+    hits = [fit for fit in fits if fit.off < DIAGONAL and fit.spread > SPREAD and fit.signed > SIGNED]
+    if not hits or len(hits) < EXPLAINED * len(fits):
+        return None
+    spread = float(np.mean([fit.spread for fit in hits]))
+    return Finding("rescaled", len(hits) / len(fits), f"{len(hits)} of {len(fits)} sampled matrices are A's with rows or columns scaled (factors spread by {spread:.0%})")
+
+
+def sign_flipped(material: Material) -> Finding | None:
+    """Rows and columns of matrices changed their sign against each other."""
+    fits = material.asked(_fits)
+    hits = [fit for fit in fits if fit.signed > SIGNED and fit.flipped > FLIPPED]
+    if not hits or len(hits) < EXPLAINED * len(fits):
+        return None
+    return Finding("sign-flipped", len(hits) / len(fits), f"in {len(hits)} of {len(fits)} sampled matrices the signs of rows or columns were flipped")
+
+
+def rotated(material: Material) -> Finding | None:
+    """Units find themselves through the embeddings only, and no channel finds another."""
+    tests = material.significance.tests
+    plain = [t for t in tests if t.kind == "hidden" and not t.frame]
+    through = [t for t in tests if t.kind == "hidden" and t.frame and not t.void]
+    channels = [t for t in tests if t.kind == "channels"]
+    stands = any(t.stands_out for t in plain)
+    if stands or not any(t.stands_out or t.log10_p < -6 for t in through) or any(t.paired > CHANNELS for t in channels):
+        return None
+    return Finding("rotated", 1.0, "hidden units agree only when seen through the embeddings: the channels between layers were turned")
+
+
+def _fits(material: Material) -> list[Diagonal]:
+    """Row and column factors of matched matrices, also of those that the mapping could not certify."""
+    names = [pair.name for pair in material.changed]
+    samples = material.samples if names else []
+    fits = [fit for s in samples if (fit := diagonal_fit(s.a, s.b)) is not None]
+    return fits + [fit for s in _unmatched(material.common, material) if (fit := diagonal_fit(s.a, s.b)) is not None]
+
+
+def _unmatched(common: Common, material: Material) -> list[Sample]:
+    """Beginnings of matrices that only the common layout pairs (by equal names)."""
+    matched = {pair.name for pair in material.pairs}
+    result = []
+    for name, (a, b) in common.shapes.items():
+        if common.names(name)[1] not in matched and a == b and len(a) == 2 and len(result) < 8:
+            rows = min(a[0], 192)
+            result.append(Sample(name, common.a.rows(name, 0, rows), common.b.rows(name, 0, rows)))
+    return result

@@ -1,0 +1,222 @@
+"""The verdict: class, p-value, coverage, relations and reasons. Every threshold that accuses or acquits stands here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from lineage.filling import Filled
+from lineage.checkpoint import Checkpoint
+from lineage.judge.common import common_layout
+from lineage.judge.direction import find_direction
+from lineage.judge.material import Material
+from lineage.judge.relations import Finding, find_relations
+from lineage.judge.significance import AxisTest, Significance, significance
+from lineage.layout.mapping import Mapping
+from lineage.match.words import load_roles
+from lineage.measure.compare import Comparison
+
+__all__ = ["Class", "Verdict", "judge"]
+
+Class = Literal["copied", "transformed", "retrained", "unrelated", "undetermined"]
+RELATED: dict[str, bool | None] = {
+    "copied": True, "transformed": True, "retrained": False, "unrelated": False, "undetermined": None,
+}  # fmt: skip
+
+#: corrected log10 p below which the pair is related. Calibration (reports/calibration.md): of 2,000 pairs of
+#: strangers none came below -4
+SIGNIFICANT = -6.0
+#: above this nothing speaks for a relation; in between there is too little evidence either way
+SUSPICIOUS = -3.0
+#: power: the tests must be able to reach this, or their silence says nothing
+POWER = -8.0
+#: share of B's parameters in matched tensors, and of A's that they use, for a copy; the rest are buffers
+COPY_COVERAGE = 0.98
+#: share of B's parameters that matches A's structure, from which two networks count as one architecture
+SAME_ARCHITECTURE = 0.8
+#: share of the matched content that must be equal bit by bit (after a cast) to speak for itself where no axis can
+#: be tested, and the elements it must have: 4,096 equal values of more than 64 kinds do not happen by chance
+EQUAL_SHARE, EQUAL_ELEMENTS, KINDS = 0.5, 4096, 64
+#: roles of tensors whose axes are bound to an index: heads and rotary planes
+BOUND = frozenset({"attention", "cross", "query", "key", "value"})
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the weights say.
+
+    Attributes
+    ----------
+    class_ : JSON name `class`: `copied` the same weights, `transformed` derived from A's or from a common ancestor's,
+        `retrained` one architecture with independent weights, `unrelated` neither, `undetermined` too little evidence
+    related : true for the first two, false for the next two, None for the last
+    log10_p : of "trained independently", exact and corrected for everything tried; None where no axis could be tested
+    coverage : share of B's parameters in matched tensors
+    relations : tags of the contract
+    direction : `a-to-b`, `b-to-a`, or None when the weights do not show it
+    reasons : sentences, most important first
+    findings, tests : what relations and p-value rest on
+    """
+
+    class_: Class = msgspec.field(name="class")
+    related: bool | None
+    log10_p: float | None
+    coverage: float
+    relations: tuple[str, ...] = ()
+    direction: Literal["a-to-b", "b-to-a"] | None = None
+    reasons: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    tests: tuple[AxisTest, ...] = ()
+
+
+def judge(
+    a: Checkpoint,
+    b: Checkpoint,
+    mapping: Mapping,
+    comparison: Comparison | None = None,
+    *,
+    seed: int = 0,
+    threads: int = 2,
+    rows: int = 64,
+) -> Verdict:
+    """Whether B's weights come from A's.
+
+    Parameters
+    ----------
+    a, b : the claimed ancestor and the suspect
+    mapping : from A's layout to B's, as found or given
+    comparison : of `Filled(mapping, a)` against `b`; None: figures come from samples
+    seed : of the samples and of the shuffles that break ties
+    threads : kept for callers that share their settings; one thread is enough here
+    rows : units a layer that are compared at least
+
+    Notes
+    -----
+    Reads samples of rows, never whole files: about 50 MB of two checkpoints of 1 GB.
+    """
+    common = common_layout(a, b, mapping)
+    tested = significance(common, _bound(), seed=seed, rows=rows)
+    material = Material(a, b, mapping, Filled(mapping, a), common, comparison, tested, seed)
+    return _verdict(material)
+
+
+def _bound() -> Any:
+    """Says of a tensor's name whether its axes are bound to an index."""
+    roles = load_roles()
+    return lambda name: not BOUND.isdisjoint(roles.of(name))
+
+
+def _verdict(material: Material) -> Verdict:
+    tested, p = material.significance, material.significance.log10_p
+    equal, stands = _equal_by_itself(material), [t for t in tested.tests if t.stands_out and not t.void]
+    exact = p is not None and p < SIGNIFICANT
+    related = exact or equal or bool(stands)
+    findings = find_relations(material) if related else []
+    class_ = _class(material, related, findings)
+    if related and not exact:
+        p = None  # every axis that an exact test needs was reordered: effect sizes and equality decide
+    reasons = _reasons(material, class_, findings, exact=exact, equal=equal, stands=stands)
+    return Verdict(
+        class_=class_, related=RELATED[class_], log10_p=None if p is None else round(p, 4) + 0.0,
+        coverage=round(material.coverage, 6), relations=tuple(f.tag for f in findings),
+        direction=find_direction(material, findings) if related else None, reasons=tuple(reasons),
+        findings=tuple(findings), tests=tested.tests,
+    )  # fmt: skip
+
+
+def _class(material: Material, related: bool, findings: list[Finding]) -> Class:
+    if related:
+        return "copied" if _copied(material, findings) else "transformed"
+    tested, p = material.significance, material.significance.log10_p
+    if p is not None and p < SUSPICIOUS:
+        return "undetermined"
+    if material.coverage < SAME_ARCHITECTURE or material.used < SAME_ARCHITECTURE:
+        return "unrelated"
+    if p is None or not _powerful(tested):
+        return "undetermined"
+    return "retrained"
+
+
+def _copied(material: Material, findings: list[Finding]) -> bool:
+    """True where nothing but names, layout and dtypes differs, and nothing is missing on either side."""
+    moved = {"permuted", "depth-pruned", "depth-grown", "width-pruned", "width-grown", "expert-upcycled", "layers-reordered", "quantized"}
+    if any(f.tag in moved for f in findings) or min(material.coverage, material.used) < COPY_COVERAGE:
+        return False
+    return bool(material.pairs) and all(pair.equal for pair in material.pairs)
+
+
+def _equal_by_itself(material: Material) -> bool:
+    """True where so much content is equal, value by value, that chance is out of the question."""
+    if material.equal_share < EQUAL_SHARE or material.coverage < EQUAL_SHARE:
+        return False
+    from numpy import unique
+
+    sizes = [p.size for p in material.content if p.equal and len(unique(material.sample(p.name).b)) > KINDS]
+    return sum(sizes) >= EQUAL_ELEMENTS
+
+
+def _powerful(tested: Significance) -> bool:
+    """True where a copy would have shown: the tests could reach far beyond significance."""
+    from lineage.judge.laws import log10_fixed_points
+
+    return any(log10_fixed_points(test.units, test.units) < POWER for test in tested.valid if test.units)
+
+
+def _reasons(
+    material: Material, class_: Class, findings: list[Finding], *, exact: bool, equal: bool, stands: list[AxisTest]
+) -> list[str]:
+    """Sentences, most important first."""
+    tested = material.significance
+    best = sorted(tested.valid, key=lambda t: t.log10_p)
+    reasons: list[str] = []
+    if class_ == "copied":
+        reasons.append(f"Every matched value is equal{_after(findings)}: {len(material.pairs)} tensors, {material.coverage:.1%} of B's parameters.")
+    if exact:
+        reasons += [_agreement(t) for t in best if t.log10_p < SIGNIFICANT][:2]
+    if stands and not exact:
+        reasons.append(_effect(stands[0]) + " No exact test is left, so there is no p-value.")
+    if equal and not exact and class_ != "copied":
+        reasons.append(f"{material.equal_share:.1%} of the matched weights are equal value by value.")
+    if class_ == "retrained":
+        reasons.append("Both have one architecture, and no unit of B is recognisable as one of A's: the weights are independent.")
+    elif class_ == "unrelated":
+        reasons.append(f"Only {material.coverage:.1%} of B's parameters have a counterpart in A: the two are built differently.")
+    elif class_ == "undetermined":
+        reasons.append(_undecided(tested))
+    if not exact:
+        reasons += [_agreement(t) for t in best[:1]]
+    reasons += [t_.sentence[0].upper() + t_.sentence[1:] + "." for t_ in findings]
+    reasons += [_controlled(t) for t in best[:1] if t.control is not None]
+    reasons += [f"Not counted: {test.axis}: {test.void}." for test in tested.tests if test.void]
+    return reasons
+
+
+def _after(findings: list[Finding]) -> str:
+    tags = [f.tag for f in findings if f.tag in ("renamed", "fused", "transposed", "cast")]
+    return f" once {' and '.join(tags)}" if tags else ""
+
+
+def _agreement(test: AxisTest) -> str:
+    seen = ", seen through the embeddings" if test.frame else ""
+    where = f"{test.axis}, {test.blocks} layers" if test.blocks > 1 else test.axis
+    kept = f"{test.ordered} in A's order" if test.ordered > 2 * test.fixed else f"{test.fixed} at the place that A's have"
+    return f"{where}: of {test.units} units matched by their weights{seen}, {kept}; chance gives about {test.blocks} (log10 p = {test.log10_p:.1f})."
+
+
+def _effect(test: AxisTest) -> str:
+    return (
+        f"{test.axis}: units matched by one tensor agree to {test.shown:.2f} in the others, which took no part; "
+        f"mispaired layers of the two reach {test.floor:.2f}."
+    )
+
+
+def _controlled(test: AxisTest) -> str:
+    return f"Negative control: the same test between different layers finds {test.control_fixed} of {test.control_units} units at their place, as chance does."
+
+
+def _undecided(tested: Significance) -> str:
+    if tested.log10_p is None:
+        return "No axis was found on which an exact test is possible: nothing speaks for or against a relation."
+    if tested.log10_p < SUSPICIOUS:
+        return f"The agreement (log10 p = {tested.log10_p:.1f}) is too much for chance and too little to accuse."
+    return "There are too few units for a test: a copy would not have shown."

@@ -1,0 +1,1 @@
+"""Reports: one file a medium, every figure and sentence from the record."""
