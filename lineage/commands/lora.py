@@ -39,7 +39,7 @@ def convert_command(
     """
     from lineage.checkpoint import open_checkpoint
     from lineage.layout.document import read_mapping
-    from lineage.lora.convert import convert
+    from lineage.lora.converting import convert
 
     rules = read_mapping(mapping)
     a = open_checkpoint(base) if base else None

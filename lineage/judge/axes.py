@@ -308,9 +308,9 @@ def _main(shape: Shape) -> tuple[int, int] | None:
     # kernels come last (out, in, h, w) or first (h, w, in, out); heads in the middle are no kernel
     for axes, kernel in (((0, 1), shape[2:]), ((len(shape) - 2, len(shape) - 1), shape[:-2])):
         odd = len(shape) > 3 or kernel[0] % 2 == 1
-        if max(kernel) <= KERNEL and odd and min(shape[axes[0]], shape[axes[1]]) > 1:
-            if axes == (0, 1) or min(shape[axes[0]], shape[axes[1]]) > KERNEL:
-                return axes
+        shorter = min(shape[axes[0]], shape[axes[1]])
+        if max(kernel) <= KERNEL and odd and shorter > (1 if axes == (0, 1) else KERNEL):
+            return axes
     return None
 
 
@@ -326,8 +326,8 @@ def _stacks(shapes: Mapping[Path, Shape]) -> set[Path]:
             under[path[:depth]].append((path, shape))
     result: set[Path] = set()
     for path in sorted(under, key=len):
-        given = [shape[1:] if any(path[:d] in result for d in range(1, len(path))) else shape for _, shape in under[path]]
-        if _stacked(given):
+        outer = any(path[:depth] in result for depth in range(1, len(path)))
+        if _stacked([shape[1:] if outer else shape for _, shape in under[path]]):
             result.add(path)
     return result
 

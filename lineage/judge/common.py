@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lineage.filling import Filled
 from lineage.checkpoint import Checkpoint
 from lineage.errors import InputError
+from lineage.filling import Filled
 from lineage.judge.axes import Matrix, Shape
 from lineage.layout.mapping import Mapping as LayoutMapping
 from lineage.layout.mapping import Rule

@@ -90,7 +90,8 @@ def _layers(material: Material, tags: dict[str, Finding]) -> Direction | None:
     if grown:
         origins = [pair.origins for pair in material.content if pair.equal or pair in material.alike]
         return "a-to-b" if len(set(origins)) < len(origins) else "b-to-a"
-    left = [n for n in material.mapping.unmatched_source if n in material.a.specs and len(material.a.specs[n].shape) > 1]
+    specs = material.a.specs
+    left = [n for n in material.mapping.unmatched_source if n in specs and len(specs[n].shape) > 1]
     twins = [material.has_twin(name) for name in left[:4]]
     return "b-to-a" if twins and all(twins) else "a-to-b"
 

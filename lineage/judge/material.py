@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lineage.filling import Filled
 from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.dtypes import FLOATS, STORAGE, decode, encode
+from lineage.filling import Filled
 from lineage.judge.common import Common
 from lineage.judge.significance import Significance
 from lineage.layout.mapping import Instance, Mapping
@@ -123,9 +123,8 @@ class Material(msgspec.Struct, frozen=True, dict=True):
             }  # fmt: skip
             row = rows.get(name)
             if row is not None and row.metrics is not None:
-                m = row.metrics
-                figures = {"cosine": m.cosine, "rel_l2": m.rel_l2, "zero_a": m.zero_a, "zero_b": m.zero_b}
-                result.append(Pair(equal=row.status == "unchanged" or not m.changed, **figures, **given))
+                figures = {name: getattr(row.metrics, name) for name in ("cosine", "rel_l2", "zero_a", "zero_b")}
+                result.append(Pair(equal=row.status == "unchanged" or not row.metrics.changed, **figures, **given))
             else:
                 result.append(self._sampled_pair(given))
         return result
@@ -141,7 +140,7 @@ class Material(msgspec.Struct, frozen=True, dict=True):
         one, two = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         cosine = float((a * b).sum() / (one * two)) if one > 0 and two > 0 else None
         rel = float(np.linalg.norm(a - b) / one) if one > 0 else None
-        zeros = {"zero_a": float((a == 0).mean()), "zero_b": float((b == 0).mean())}
+        zeros: dict[str, Any] = {"zero_a": float((a == 0).mean()), "zero_b": float((b == 0).mean())}
         return Pair(equal=equal, cosine=cosine, rel_l2=rel, **zeros, **given)
 
     @cached_property

@@ -257,4 +257,4 @@ def _scaled(rows: Floats) -> Floats:
     """Rows centred and divided by their spread, so that several tensors weigh alike."""
     centred = rows - rows.mean(axis=0, dtype=np.float64).astype(rows.dtype)
     spread_ = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64))))
-    return centred / spread_ if spread_ > 0 else centred
+    return np.asarray(centred / spread_ if spread_ > 0 else centred)

@@ -226,7 +226,8 @@ def _hidden(
     floor = [c.shown for c in mispaired if c.shown is not None]
     return AxisTest(
         axis=axis.title, kind="hidden", frame="" if frames is None else "tokens", blocks=len(counts),
-        units=sum(c.matched for c in counts), fixed=sum(c.fixed for c in counts), ordered=sum(c.ordered for c in counts),
+        units=sum(c.matched for c in counts), fixed=sum(c.fixed for c in counts),
+        ordered=sum(c.ordered for c in counts),
         likeness=float(np.mean(at_home)) if at_home else 0.0, log10_p=_together(counts, tries),
         control=control, control_fixed=fixed, control_units=units,
         shown=float(np.mean(shown)) if shown else None, floor=max(floor) if floor else None,

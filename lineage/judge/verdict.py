@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from lineage.filling import Filled
 from lineage.checkpoint import Checkpoint
+from lineage.filling import Filled
 from lineage.judge.common import common_layout
 from lineage.judge.direction import find_direction
 from lineage.judge.material import Material
@@ -40,6 +40,13 @@ SAME_ARCHITECTURE = 0.8
 EQUAL_SHARE, EQUAL_ELEMENTS, KINDS = 0.5, 4096, 64
 #: roles of tensors whose axes are bound to an index: heads and rotary planes
 BOUND = frozenset({"attention", "cross", "query", "key", "value"})
+
+
+#: relations that no copy has
+NO_COPY = frozenset({
+    "permuted", "depth-pruned", "depth-grown", "width-pruned", "width-grown", "vocabulary-extended", "expert-upcycled",
+    "layers-reordered", "quantized",
+})  # fmt: skip
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,8 +146,7 @@ def _class(material: Material, related: bool, findings: list[Finding]) -> Class:
 
 def _copied(material: Material, findings: list[Finding]) -> bool:
     """True where nothing but names, layout and dtypes differs, and nothing is missing on either side."""
-    moved = {"permuted", "depth-pruned", "depth-grown", "width-pruned", "width-grown", "expert-upcycled", "layers-reordered", "quantized"}
-    if any(f.tag in moved for f in findings) or min(material.coverage, material.used) < COPY_COVERAGE:
+    if any(f.tag in NO_COPY for f in findings) or min(material.coverage, material.used) < COPY_COVERAGE:
         return False
     return bool(material.pairs) and all(pair.equal for pair in material.pairs)
 
@@ -170,7 +176,8 @@ def _reasons(
     best = sorted(tested.valid, key=lambda t: t.log10_p)
     reasons: list[str] = []
     if class_ == "copied":
-        reasons.append(f"Every matched value is equal{_after(findings)}: {len(material.pairs)} tensors, {material.coverage:.1%} of B's parameters.")
+        what = f"{len(material.pairs)} tensors, {material.coverage:.1%} of B's parameters"
+        reasons.append(f"Every matched value is equal{_after(findings)}: {what}.")
     if exact:
         reasons += [_agreement(t) for t in best if t.log10_p < SIGNIFICANT][:2]
     if stands and not exact:
@@ -178,9 +185,12 @@ def _reasons(
     if equal and not exact and class_ != "copied":
         reasons.append(f"{material.equal_share:.1%} of the matched weights are equal value by value.")
     if class_ == "retrained":
-        reasons.append("Both have one architecture, and no unit of B is recognisable as one of A's: the weights are independent.")
+        reasons.append(
+            "Both have one architecture, but no unit of B is one of A's: the weights are independent."
+        )
     elif class_ == "unrelated":
-        reasons.append(f"Only {material.coverage:.1%} of B's parameters have a counterpart in A: the two are built differently.")
+        share = f"{min(material.coverage, material.used):.1%} of the parameters"
+        reasons.append(f"Only {share} have a counterpart on the other side: the two are built differently.")
     elif class_ == "undetermined":
         reasons.append(_undecided(tested))
     if not exact:
@@ -199,8 +209,10 @@ def _after(findings: list[Finding]) -> str:
 def _agreement(test: AxisTest) -> str:
     seen = ", seen through the embeddings" if test.frame else ""
     where = f"{test.axis}, {test.blocks} layers" if test.blocks > 1 else test.axis
-    kept = f"{test.ordered} in A's order" if test.ordered > 2 * test.fixed else f"{test.fixed} at the place that A's have"
-    return f"{where}: of {test.units} units matched by their weights{seen}, {kept}; chance gives about {test.blocks} (log10 p = {test.log10_p:.1f})."
+    kept = f"{test.fixed} stand at the place of A's (chance: about {test.blocks})"
+    if test.ordered > 2 * test.fixed and test.log10_p < SUSPICIOUS:
+        kept = f"{test.ordered} stand in the order of A's"
+    return f"{where}: of {test.units} units matched by their weights{seen}, {kept}; log10 p = {test.log10_p:.1f}."
 
 
 def _effect(test: AxisTest) -> str:
@@ -211,7 +223,8 @@ def _effect(test: AxisTest) -> str:
 
 
 def _controlled(test: AxisTest) -> str:
-    return f"Negative control: the same test between different layers finds {test.control_fixed} of {test.control_units} units at their place, as chance does."
+    found = f"{test.control_fixed} of {test.control_units} units"
+    return f"Negative control: the same test between different layers finds {found} at their place, as chance does."
 
 
 def _undecided(tested: Significance) -> str:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lineage.lora.checking import check
-    from lineage.lora.convert import convert
-    from lineage.lora.extract import extract
+    from lineage.lora.converting import convert
+    from lineage.lora.extraction import extract
     from lineage.lora.inspection import inspect
     from lineage.lora.keymap import key_map
-    from lineage.lora.merge import merge
+    from lineage.lora.merging import merge
     from lineage.lora.sums import add, resize
 
 __all__ = ["add", "check", "convert", "extract", "inspect", "key_map", "merge", "resize"]
@@ -19,11 +19,11 @@ __all__ = ["add", "check", "convert", "extract", "inspect", "key_map", "merge", 
 _HOMES = {
     "add": "sums",
     "check": "checking",
-    "convert": "convert",
-    "extract": "extract",
+    "convert": "converting",
+    "extract": "extraction",
     "inspect": "inspection",
     "key_map": "keymap",
-    "merge": "merge",
+    "merge": "merging",
     "resize": "sums",
 }
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lineage.lora.delta import Delta
-from lineage.lora.forms import low_rank
+from lineage.lora.delta import Delta, stacked
+from lineage.lora.forms import low_rank, slices
 from lineage.lora.network import Term
 
-__all__ = ["Shrunk", "chosen_rank", "from_matrix", "shrunk"]
+__all__ = ["Shrunk", "chosen_rank", "from_matrix", "shrunk", "shrunk_all"]
 
 
 class Shrunk(msgspec.Struct, frozen=True):
@@ -21,8 +22,8 @@ class Shrunk(msgspec.Struct, frozen=True):
     Attributes
     ----------
     delta : one pair, scale 1
-    before, rank : ranks
-    lost : share of the squared norm that is gone
+    before, rank : ranks, the highest ones of a stack
+    lost : share of the squared norm that is gone, the mean of a stack
     """
 
     delta: Delta
@@ -47,11 +48,22 @@ def chosen_rank(values: NDArray[Any], rank: int | None, energy: float | None) ->
     return max(1, min(kept, rank) if rank is not None else kept)
 
 
-def shrunk(delta: Delta, *, rank: int | None = None, energy: float | None = None) -> Shrunk:
+def shrunk(delta: Delta, *, rank: int | None = None, energy: float | None = None, lead: int = 0) -> Shrunk:
     """The best approximation of a matrix delta by fewer ranks (Eckart and Young).
 
+    Parameters
+    ----------
+    lead : axes that number matrices; each of them is cut by itself
+
+    Notes
+    -----
     Cost: two QR decompositions of the factors, never the matrix itself. Magnitudes stay as they are.
     """
+    if lead:
+        some = [shrunk(d, rank=rank, energy=energy, lead=lead - 1) for d in slices(delta, 1)]
+        lost = sum(s.lost for s in some) / len(some)
+        whole = msgspec.structs.replace(delta, terms=stacked([s.delta for s in some], 0).terms)
+        return Shrunk(whole, max(s.before for s in some), max(s.rank for s in some), lost)
     pair = low_rank(delta)
     up, down = pair.up.astype(np.float64) * pair.scale, pair.down.astype(np.float64)
     left, r_left = np.linalg.qr(up)
@@ -65,6 +77,16 @@ def shrunk(delta: Delta, *, rank: int | None = None, energy: float | None = None
     root = np.sqrt(values[:kept])
     term = _term((left @ u[:, :kept]) * root, (root[:, None] * v[:kept]) @ right.T, delta.shape)
     return Shrunk(msgspec.structs.replace(delta, terms=(term,)), pair.rank, kept, lost)
+
+
+def shrunk_all(deltas: Mapping[str, Delta], *, rank: int | None = None, energy: float | None = None) -> dict[str, Shrunk]:
+    """Every matrix cut; parameters that stand alone with more than two axes are stacks of matrices."""
+    found = {}
+    for name, delta in deltas.items():
+        if len(delta.shape) > 1 and delta.terms:
+            lead = 0 if name.endswith(".weight") else len(delta.shape) - 2
+            found[name] = shrunk(delta, rank=rank, energy=energy, lead=lead)
+    return found
 
 
 def from_matrix(

@@ -11,14 +11,14 @@ import msgspec
 from lineage.checkpoint.base import Checkpoint
 from lineage.errors import InputError
 from lineage.lora.alone import read_alone
-from lineage.lora.convert import written_for
+from lineage.lora.converting import written_for
 from lineage.lora.delta import Delta
 from lineage.lora.grammar import Grammar, grammar
 from lineage.lora.held import Target
 from lineage.lora.metadata import carried_over
 from lineage.lora.network import Term
 from lineage.lora.reading import Adapter, read_adapter
-from lineage.lora.shrink import shrunk
+from lineage.lora.shrink import shrunk_all
 from lineage.lora.source import Base, open_adapter
 from lineage.lora.storing import store
 from lineage.lora.verify import verify
@@ -85,7 +85,7 @@ def resize(
     if rank is None and energy is None:
         raise InputError("resize", "how small it should be is missing", "give --rank or --energy")
     (adapter,), g, target, known = _read([path], base, to)
-    found = {n: shrunk(d, rank=rank, energy=energy) for n, d in adapter.deltas.items() if len(d.shape) > 1 and d.terms}
+    found = shrunk_all(adapter.deltas, rank=rank, energy=energy)
     deltas = {n: found[n].delta if n in found else d for n, d in adapter.deltas.items()}
     changes = tuple(Change(n, s.before, s.rank, s.lost) for n, s in found.items())
     return _write(deltas, [adapter], g, target, known, out, changes, [path])

@@ -24,7 +24,7 @@ from lineage.lora.held import Full, Held, Stacked, Target, held
 from lineage.lora.modules import Modules, components, flattened, split_name
 from lineage.lora.source import HEADER
 
-__all__ = ["Entry", "Written", "factor_dtype", "module_held", "write_keys"]
+__all__ = ["Entry", "Written", "factor_dtype", "module_held", "module_stem", "write_keys"]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -131,6 +131,11 @@ def write_keys(g: Grammar, deltas: Mapping[str, Delta], target: Target, dtypes: 
         except Refused as exc:
             written.refused[h.tensor] = str(exc)
     return written
+
+
+def module_stem(g: Grammar, h: Held, target: Target, written: Written) -> str:
+    """What the keys of a module have in common."""
+    return _Writer(g, written, target).key(h, "down").removesuffix(g.joiners[0] + g.roles["down"][0])
 
 
 class _Writer:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,17 +18,25 @@ import pytest
 from safetensors.numpy import save_file
 
 from lineage.checkpoint import opening
-from lineage.commands import COMMANDS, Settings, common_options, main
+from lineage.commands import Settings, common_options, main
 from lineage.errors import InputError
 from tests.conftest import Golden, Lineage
 
 ROOT = Path(__file__).parents[2]
 
 
-def _command(name: str) -> click.Command:
-    found = main.get_command(click.Context(main), name)
-    assert found is not None
-    return found
+def _leaves(group: click.Group, above: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command that does something, by the words that call it."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from _leaves(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
+
+
+LEAVES = dict(_leaves(main))
 
 
 @pytest.fixture
@@ -38,29 +46,29 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_every_command_has_help_and_an_example(name: str) -> None:
-    text = _command(name).help or ""
+    text = LEAVES[name].help or ""
     assert text.split("\n")[0].endswith((".", "?"))
     assert f"Example: lineage {name} " in text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_every_option_of_every_command_is_explained(name: str) -> None:
-    options = [p for p in _command(name).params if isinstance(p, click.Option)]
+    options = [p for p in LEAVES[name].params if isinstance(p, click.Option)]
     assert all(option.help for option in options)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", LEAVES)
 def test_every_command_takes_the_shared_options(name: str) -> None:
-    assert set(Settings._fields) <= {p.name for p in _command(name).params}
+    assert set(Settings._fields) <= {p.name for p in LEAVES[name].params}
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("name", ["", "lora", *LEAVES])
 def test_help_reads_as_agreed(name: str, lineage: Lineage, golden: Golden) -> None:
-    done = lineage(*([name] if name else []), "--help")
+    done = lineage(*name.split(), "--help")
     assert done.code == 0
-    golden(f"help/{name or 'lineage'}.txt", done.out)
+    golden(f"help/{name.replace(' ', '-') or 'lineage'}.txt", done.out)
 
 
 def test_settings_reach_the_command() -> None:

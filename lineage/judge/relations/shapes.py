@@ -76,7 +76,8 @@ def fused(material: Material) -> Finding | None:
     ]
     names = [name for i in changed for name in i.target_names]
     count = len(dict.fromkeys(names))
-    return _of("fused", count, len(material.pairs), "tensors are laid out anew (split, joined, stacked or interleaved)", "")
+    what = "tensors are laid out anew (split, joined, stacked or interleaved)"
+    return _of("fused", count, len(material.pairs), what)
 
 
 def _shortened(material: Material) -> set[str]:
@@ -94,7 +95,7 @@ def transposed(material: Material) -> Finding | None:
     """Matrices stored the other way round."""
     changed = [i for i in material.instances if _transposes(i)]
     names = dict.fromkeys(name for i in changed for name in i.target_names)
-    return _of("transposed", len(names), len(material.pairs), "matrices are stored transposed", "")
+    return _of("transposed", len(names), len(material.pairs), "matrices are stored transposed")
 
 
 def permuted(material: Material) -> Finding | None:
@@ -108,9 +109,11 @@ def permuted(material: Material) -> Finding | None:
         if name in content
     ]
     if names:
-        return _of("permuted", len(dict.fromkeys(names)), len(content), "matrices hold A's rows or columns in another order", "")
+        what = "matrices hold A's rows or columns in another order"
+        return _of("permuted", len(dict.fromkeys(names)), len(content), what)
     for test in material.significance.tests:
-        if test.kind == "hidden" and test.stands_out and test.fixed <= REORDERED * test.units and test.ordered < test.units / 2:
+        moved = test.fixed <= REORDERED * test.units and test.ordered < test.units / 2
+        if test.kind == "hidden" and test.stands_out and moved:
             return Finding("permuted", 1.0, f"{test.axis}: the units are A's in another order")
     return None
 
@@ -121,7 +124,8 @@ def cast(material: Material) -> Finding | None:
     if not other:
         return None
     words = sorted({f"{p.dtype_a} to {p.dtype_b}" for p in other})
-    return _of("cast", len(other), len(material.content), f"matrices were cast ({', '.join(words)}) and are equal otherwise", "")
+    what = f"matrices were cast ({', '.join(words)}) and are equal otherwise"
+    return _of("cast", len(other), len(material.content), what)
 
 
 def depth_pruned(material: Material) -> Finding | None:
@@ -201,7 +205,8 @@ def _width(material: Material, tag: str) -> Finding | None:
         return None
     name, a, b = cut[0]
     size = "narrower" if tag == "width-pruned" else "wider"
-    return Finding(tag, 1.0, f"{len(cut)} matrices in layers are {size}: {name} has shape {list(a)} in A and {list(b)} in B")
+    text = f"{len(cut)} matrices in layers are {size}: {name} has shape {list(a)} in A and {list(b)} in B"
+    return Finding(tag, 1.0, text)
 
 
 def vocabulary_extended(material: Material) -> Finding | None:
@@ -235,12 +240,15 @@ def expert_upcycled(material: Material) -> Finding | None:
     uses: dict[tuple[tuple[str, ...], int], set[str]] = defaultdict(set)
     for pair in material.content:
         numbers = counters(pair.name)
-        if len(numbers) > 1 and _kept(pair) and len(pair.origins) == 1 and len(counters(pair.origins[0])) < len(numbers):
+        if len(numbers) < 2 or not _kept(pair) or len(pair.origins) != 1:
+            continue
+        if len(counters(pair.origins[0])) < len(numbers):
             uses[pair.origins, numbers[0]].add(pair.name)
     clones = [names for names in uses.values() if len(names) > 1]
     if clones:
         first = sorted(clones[0])
-        return Finding("expert-upcycled", 1.0, f"{len(clones)} matrices of A each became several experts, such as {', '.join(first[:2])}")
+        text = f"{len(clones)} matrices of A each became several experts, such as {', '.join(first[:2])}"
+        return Finding("expert-upcycled", 1.0, text)
     return _merged_experts(material)
 
 
@@ -257,7 +265,8 @@ def _merged_experts(material: Material) -> Finding | None:
         for other in (f"{numbers[-1] + 1}", f"{numbers[-1] - 1}"):
             twin = "".join([*parts[:at], other, *parts[at + 1 :]])
             if twin in material.a.specs and _cosine(material, origin, twin) > ALIKE:
-                return Finding("expert-upcycled", 1.0, f"{origin} and {twin} of A are near copies of each other, and of B's {pair.name}")
+                text = f"{origin} and {twin} of A are near copies of each other, and of B's {pair.name}"
+                return Finding("expert-upcycled", 1.0, text)
     return None
 
 
@@ -317,7 +326,7 @@ def _reorders(op: Take) -> bool:
     return bool((indices[1:] < indices[:-1]).any())
 
 
-def _of(tag: str, count: int, total: int, what: str, example: str) -> Finding | None:
+def _of(tag: str, count: int, total: int, what: str, example: str = "") -> Finding | None:
     if not count:
         return None
     return Finding(tag, count / max(1, total), f"{count} of {total} {what}{example}")

@@ -9,7 +9,15 @@ from lineage.judge.relations import values
 from lineage.judge.relations.finding import Finding
 from lineage.judge.significance import AxisTest
 
-__all__ = ["continued_pretraining", "fine_tuned", "lora_merged", "low_rank", "partially_shared", "partially_tuned", "shared_initialisation"]
+__all__ = [
+    "continued_pretraining",
+    "fine_tuned",
+    "lora_merged",
+    "low_rank",
+    "partially_shared",
+    "partially_tuned",
+    "shared_initialisation",
+]
 
 #: mean cosine of changed content: from here on it was tuned, below trained on for long (zoo: ft 0.994 to 0.998,
 #: ft-long 0.95, 600 steps at twice the rate; cont 0.5 to 0.75, three times the base's own steps)
@@ -20,6 +28,8 @@ GAP, FLOOR = 1.8, 1.6
 STEP = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23, "F64": 2.0**-52}
 #: share of a block's units at home from which it counts as the same block, and up to which as a stranger's
 HOME, STRANGE = 0.8, 0.06
+#: mean likeness of units at home up to which only a beginning is shared (zoo: siblings 0.45, cont 0.65)
+BEGINNING = 0.6
 
 
 def fine_tuned(material: Material) -> Finding | None:
@@ -27,7 +37,8 @@ def fine_tuned(material: Material) -> Finding | None:
     mean = material.asked(_tuned)
     if mean is None or mean < TUNED:
         return None
-    return Finding("fine-tuned", 1.0, f"{len(material.changed)} of {len(material.content)} matrices differ a little: mean cosine {mean:.4f}")
+    count = f"{len(material.changed)} of {len(material.content)} matrices"
+    return Finding("fine-tuned", 1.0, f"{count} differ a little: mean cosine {mean:.4f}")
 
 
 def continued_pretraining(material: Material) -> Finding | None:
@@ -35,7 +46,8 @@ def continued_pretraining(material: Material) -> Finding | None:
     mean = material.asked(_tuned)
     if mean is None or not TRAINED_ON <= mean < TUNED or material.asked(shared_initialisation) is not None:
         return None
-    return Finding("continued-pretraining", 1.0, f"{len(material.changed)} matrices were trained far on: mean cosine {mean:.3f}")
+    text = f"{len(material.changed)} matrices were trained far on: mean cosine {mean:.3f}"
+    return Finding("continued-pretraining", 1.0, text)
 
 
 def partially_tuned(material: Material) -> Finding | None:
@@ -43,7 +55,8 @@ def partially_tuned(material: Material) -> Finding | None:
     if material.asked(_tuned) is None or not 0.01 < material.equal_share < 0.99:
         return None
     same = [p for p in material.content if p.equal]
-    return Finding("partially-tuned", 1 - material.equal_share, f"{len(same)} of {len(material.content)} matrices are equal, such as {same[0].name}; the others were tuned")
+    text = f"{len(same)} of {len(material.content)} matrices are equal, such as {same[0].name}; the others were tuned"
+    return Finding("partially-tuned", 1 - material.equal_share, text)
 
 
 def lora_merged(material: Material) -> Finding | None:
@@ -54,7 +67,8 @@ def lora_merged(material: Material) -> Finding | None:
     if not ranks or len(found) < values.MOST * len(ranks):
         return None
     names = sorted({_role(sample.name) for sample, rank in zip(material.samples, ranks, strict=True) if rank})
-    return Finding("lora-merged", len(found) / len(ranks), f"the difference has rank {int(np.median(found))} above the rounding, in {', '.join(names)}")
+    text = f"the difference has rank {int(np.median(found))} above the rounding, in {', '.join(names)}"
+    return Finding("lora-merged", len(found) / len(ranks), text)
 
 
 def low_rank(sample: Sample, word: str) -> int:
@@ -89,12 +103,15 @@ def partially_shared(material: Material) -> Finding | None:
             home = [b for b in test.each if b[1] >= HOME * b[2]]
             strange = [b for b in test.each if b[1] <= STRANGE * b[2]]
             if home and strange:
-                return Finding("partially-shared", len(home) / len(test.each), f"{_listed([b[0] for b in home])} agree with A unit by unit, {_listed([b[0] for b in strange])} do not")
+                same_blocks, others = (_listed([block[0] for block in blocks]) for blocks in (home, strange))
+                text = f"{same_blocks} agree with A unit by unit, {others} do not"
+                return Finding("partially-shared", len(home) / len(test.each), text)
     same = [p for p in material.content if p.equal]
     strange_pairs = [p for p in material.content if not p.equal and abs(p.cosine or 0.0) < TRAINED_ON]
     hidden = [t for t in material.significance.tests if t.kind == "hidden" and not t.frame]
     if same and strange_pairs and hidden and all(_at_chance(t) for t in hidden):
-        return Finding("partially-shared", material.equal_share, f"{_listed([p.name for p in same])} equals A's, and no hidden unit in the layers does")
+        text = f"{_listed([p.name for p in same])} equals A's, and no hidden unit in the layers does"
+        return Finding("partially-shared", material.equal_share, text)
     return None
 
 
@@ -102,9 +119,14 @@ def shared_initialisation(material: Material) -> Finding | None:
     """Every block kept some of its units' places, most of them not: trained apart from one beginning."""
     tests = [t for t in material.significance.tests if t.kind == "hidden" and not t.frame and not t.void]
     shares = [fixed / units for t in tests for _, fixed, units in t.each if units]
-    if not shares or max(shares) > HOME or min(shares) < STRANGE or not tests or max(t.likeness for t in tests) > 0.6:
+    if not shares or max(shares) > HOME or min(shares) < STRANGE or max(t.likeness for t in tests) > BEGINNING:
         return None
-    return Finding("shared-initialisation", float(np.mean(shares)), f"{np.mean(shares):.0%} of the hidden units kept their place while their weights hardly agree: two trainings from one beginning look like that")
+    share = float(np.mean(shares))
+    text = (
+        f"{share:.0%} of the hidden units kept their place while their weights hardly agree: "
+        "two trainings from one beginning look like that"
+    )
+    return Finding("shared-initialisation", share, text)
 
 
 def _tuned(material: Material) -> float | None:
@@ -114,10 +136,20 @@ def _tuned(material: Material) -> float | None:
         return None
     if any(_explained(material, p) for p in changed):
         return None
-    for other in (values.quantized, values.sparsified, values.noised, values.rescaled, values.sign_flipped, lora_merged):
-        if material.asked(other) is not None:
-            return None
+    if any(material.asked(other) is not None for other in OTHER_CAUSES):
+        return None
     return float(np.average([p.cosine or 0.0 for p in changed], weights=[p.size for p in changed]))
+
+
+#: what else may make values differ
+OTHER_CAUSES = (
+    values.quantized,
+    values.sparsified,
+    values.noised,
+    values.rescaled,
+    values.sign_flipped,
+    lora_merged,
+)
 
 
 def _explained(material: Material, pair: Pair) -> bool:

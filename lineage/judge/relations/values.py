@@ -12,7 +12,17 @@ from lineage.judge.common import Common
 from lineage.judge.material import Material, Sample
 from lineage.judge.relations.finding import Finding
 
-__all__ = ["Diagonal", "diagonal_fit", "lattice", "noised", "quantized", "rescaled", "rotated", "sign_flipped", "sparsified"]
+__all__ = [
+    "Diagonal",
+    "diagonal_fit",
+    "lattice",
+    "noised",
+    "quantized",
+    "rescaled",
+    "rotated",
+    "sign_flipped",
+    "sparsified",
+]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -108,24 +118,28 @@ def sparsified(material: Material) -> Finding | None:
     pairs = [p for p in material.content if p.zero_a is not None and p.zero_b is not None]
     if material.asked(quantized) is not None:
         return None
-    for side, more in (("B", [p for p in pairs if p.zero_b - p.zero_a > SPARSE]),
-                       ("A", [p for p in pairs if p.zero_a - p.zero_b > SPARSE])):  # type: ignore[operator]  # fmt: skip
+    zeros = [(p.zero_a or 0.0, p.zero_b or 0.0) for p in pairs]
+    for side, sign in (("B", 1), ("A", -1)):
+        more = [max(pair) for pair in zeros if sign * (pair[1] - pair[0]) > SPARSE]
         if more:
-            share = float(np.mean([max(p.zero_a or 0.0, p.zero_b or 0.0) for p in more]))
-            return Finding("sparsified", len(more) / len(pairs), f"{share:.0%} of the values of {len(more)} matrices of {side} are exactly zero")
+            text = f"{np.mean(more):.0%} of the values of {len(more)} matrices of {side} are exactly zero"
+            return Finding("sparsified", len(more) / len(pairs), text)
     return None
 
 
 def noised(material: Material) -> Finding | None:
     """The difference is white and of one relative size everywhere."""
     sizes = [p.rel_l2 for p in material.alike if p.rel_l2]
-    if not sizes or len(sizes) < MOST * len(material.changed) or min(sizes) < 2 * ROUNDING or max(sizes) > EVEN * min(sizes):
+    if not sizes or len(sizes) < MOST * len(material.changed):
+        return None
+    if min(sizes) < 2 * ROUNDING or max(sizes) > EVEN * min(sizes):
         return None
     edges = [_edge(sample) for sample in material.samples if min(sample.a.shape) >= 16]
     if not edges or float(np.mean(np.array(edges) < EDGE)) < MOST or material.asked(quantized) is not None:
         return None
     size = float(np.mean(sizes))
-    return Finding("noised", 1.0, f"the difference is white and {size:.1%} of each matrix in all {len(sizes)} changed matrices")
+    text = f"the difference is white and {size:.1%} of each matrix in all {len(sizes)} changed matrices"
+    return Finding("noised", 1.0, text)
 
 
 def _edge(sample: Sample) -> float:
@@ -195,7 +209,9 @@ def rescaled(material: Material) -> Finding | None:
     if not hits or len(hits) < EXPLAINED * len(fits):
         return None
     spread = float(np.mean([fit.spread for fit in hits]))
-    return Finding("rescaled", len(hits) / len(fits), f"{len(hits)} of {len(fits)} sampled matrices are A's with rows or columns scaled (factors spread by {spread:.0%})")
+    count = f"{len(hits)} of {len(fits)} sampled matrices"
+    text = f"{count} are A's with rows or columns scaled (factors spread by {spread:.0%})"
+    return Finding("rescaled", len(hits) / len(fits), text)
 
 
 def sign_flipped(material: Material) -> Finding | None:
@@ -204,7 +220,8 @@ def sign_flipped(material: Material) -> Finding | None:
     hits = [fit for fit in fits if fit.signed > SIGNED and fit.flipped > FLIPPED]
     if not hits or len(hits) < EXPLAINED * len(fits):
         return None
-    return Finding("sign-flipped", len(hits) / len(fits), f"in {len(hits)} of {len(fits)} sampled matrices the signs of rows or columns were flipped")
+    text = f"in {len(hits)} of {len(fits)} sampled matrices the signs of rows or columns were flipped"
+    return Finding("sign-flipped", len(hits) / len(fits), text)
 
 
 def rotated(material: Material) -> Finding | None:
@@ -213,10 +230,11 @@ def rotated(material: Material) -> Finding | None:
     plain = [t for t in tests if t.kind == "hidden" and not t.frame]
     through = [t for t in tests if t.kind == "hidden" and t.frame and not t.void]
     channels = [t for t in tests if t.kind == "channels"]
-    stands = any(t.stands_out for t in plain)
-    if stands or not any(t.stands_out or t.log10_p < -6 for t in through) or any(t.paired > CHANNELS for t in channels):
+    agree = any(t.stands_out for t in through)
+    if not agree or any(t.stands_out for t in plain) or any(t.paired > CHANNELS for t in channels):
         return None
-    return Finding("rotated", 1.0, "hidden units agree only when seen through the embeddings: the channels between layers were turned")
+    text = "hidden units agree only when seen through the embeddings: the channels between layers were turned"
+    return Finding("rotated", 1.0, text)
 
 
 def _fits(material: Material) -> list[Diagonal]:
@@ -230,7 +248,7 @@ def _fits(material: Material) -> list[Diagonal]:
 def _unmatched(common: Common, material: Material) -> list[Sample]:
     """Beginnings of matrices that only the common layout pairs (by equal names)."""
     matched = {pair.name for pair in material.pairs}
-    result = []
+    result: list[Sample] = []
     for name, (a, b) in common.shapes.items():
         if common.names(name)[1] not in matched and a == b and len(a) == 2 and len(result) < 8:
             rows = min(a[0], 192)

@@ -20,7 +20,9 @@ from lineage.lora.grammar import Grammar, grammar
 from lineage.lora.held import Target
 from lineage.lora.peft_writing import write_peft
 from lineage.lora.reading import Adapter, read_adapter
-from lineage.lora.source import Base, open_adapter
+from lineage.lora.source import Base, Source, open_adapter
+from lineage.lora.split_qkv import row_blocks, split_parts, strengthened
+from lineage.lora.shrink import shrunk_all
 from lineage.lora.storing import store
 from lineage.lora.verify import verify
 from lineage.lora.writing import Written, write_keys
@@ -55,7 +57,8 @@ class Conversion(msgspec.Struct, kw_only=True):
     tensors : target tensors that changed
     verified : of them, those whose stored difference was compared with the carried one
     largest_error : the largest relative distance found
-    grown : target tensors whose pair has a higher rank than any source pair, with both ranks
+    grown : target tensors whose pair has a higher rank than its sources' pairs together, with both ranks
+    lost : share of a difference's squared norm that a cut to fewer ranks left out
     notes : what a user should know
     """
 
@@ -67,6 +70,7 @@ class Conversion(msgspec.Struct, kw_only=True):
     verified: int = 0
     largest_error: float = 0.0
     grown: dict[str, tuple[int, int]] = {}
+    lost: dict[str, float] = {}
     notes: tuple[str, ...] = ()
 
     @property
@@ -87,6 +91,8 @@ def convert(
     scale: float | None = None,
     prefix: str | None = None,
     architecture: str | None = None,
+    rank: int | None = None,
+    trained_strength: bool = False,
     inputs: Iterable[str | Path] = (),
 ) -> Conversion:
     """Writes for the mapping's target what the adapter is for its source.
@@ -101,6 +107,8 @@ def convert(
     scale : for formats that keep their scale outside the file
     prefix : beginning of all keys, in place of the format's own
     architecture : `general.architecture` of a GGUF adapter
+    rank : cut every pair to this rank by singular values; the only step that loses anything
+    trained_strength : undo what sd-scripts' split_qkv leaves wrong: alpha times the number of parts
     inputs : further paths that must not be replaced
 
     Raises
@@ -111,11 +119,14 @@ def convert(
     source = open_adapter(path)
     own = Base.of(base) if base is not None else Base.named(mapping, source.keys)
     adapter = read_adapter(source, own, format=format, scale=scale)
+    adapter = _strengthened(source, adapter, trained_strength)
     carry = carried(adapter.deltas, mapping, own)
+    cut = shrunk_all(carry.deltas, rank=rank) if rank is not None else {}
+    deltas = {name: cut[name].delta if name in cut else delta for name, delta in carry.deltas.items()}
     goal = target if target is not None else Filled(mapping, base) if base is not None else None
     place = Target.of(goal) if goal is not None else _named(carry)
     g = _grammar(to, prefix)
-    written = written_for(g, carry.deltas, place, _dtypes(adapter, carry), origin=adapter.config)
+    written = written_for(g, deltas, place, _dtypes(adapter, carry), origin=adapter.config)
     if not written.entries:
         raise InputError(path, *_nothing(adapter, carry, written))
     _provenance(written, adapter, goal, architecture)
@@ -126,14 +137,16 @@ def convert(
         keys=_fates(adapter, carry, written),
         tensors=len({e.tensor for e in written.entries.values()}),
         grown=_grown(adapter, carry, written),
+        lost={name: s.lost for name, s in cut.items() if s.lost},
         notes=(*adapter.notes, *written.notes),
     )
 
+    wanted = _Wanted(carry, adapter, own)
     again = Base.of(goal) if goal is not None else Base(place.shapes)
 
     def check(part: Path) -> None:
         result.verified, result.largest_error = verify(
-            part, g, again, carry.deltas, _Wanted(carry, adapter, own), refused=written.refused
+            part, g, again, deltas, wanted if rank is None else lambda n: deltas[n].dense(), refused=written.refused
         )
 
     store(written, out, check, inputs=[Path(path), *map(Path, inputs)])
@@ -154,6 +167,18 @@ class _Wanted:
         kept = {s: self.dense[s] for s in sources if s in self.dense}
         self.dense = kept | {s: self.adapter.deltas[s].dense() for s in sources if s not in kept}
         return expected(self.carry, name, self.dense, self.shapes)
+
+
+def _strengthened(source: Source, adapter: Adapter, wanted: bool) -> Adapter:
+    """T26 of the format notes: warned of, and undone where the user asks for it."""
+    parts = split_parts(source, adapter)
+    if parts < 2:
+        return adapter
+    if not wanted:
+        note = f"trained with split_qkv: its alphas give 1/{parts} of the trained strength; --trained-strength undoes that"
+        return msgspec.structs.replace(adapter, notes=(*adapter.notes, note))
+    deltas = {n: strengthened(d, row_blocks(d)) for n, d in adapter.deltas.items()}
+    return msgspec.structs.replace(adapter, deltas=deltas)
 
 
 def written_for(

@@ -1,0 +1,69 @@
+"""Matrices of the common layout as units over the residual space, read when they are needed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.judge.align.anatomy import Part
+from lineage.judge.common import Common
+
+__all__ = ["Weights", "cosine", "unit_cosines"]
+
+Floats = NDArray[np.floating[Any]]
+
+#: elements of tensors that are kept decoded
+KEPT = 1 << 25
+
+
+class Weights:
+    """Tensors of both sides, the latest kept.
+
+    Parameters
+    ----------
+    common : both checkpoints in one layout
+    """
+
+    def __init__(self, common: Common) -> None:
+        self.sides = (common.a, common.b)
+        self._kept: OrderedDict[tuple[int, str], Floats] = OrderedDict()
+
+    def tensor(self, side: int, name: str) -> Floats:
+        """A whole tensor in float32; what is not finite counts as 0."""
+        key = (side, name)
+        if key not in self._kept:
+            array = np.asarray(self.sides[side].tensor(name), np.float32)
+            if not np.isfinite(array).all():
+                array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+            self._kept[key] = array
+            while len(self._kept) > 2 and sum(kept.size for kept in self._kept.values()) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def part(self, side: int, part: Part, gain: str | None = None) -> Floats:
+        """A part as (units, residual), times the gain of the norm that it reads through."""
+        array = np.moveaxis(self.tensor(side, part.name), part.axis, -1)
+        rows = array.reshape(-1, array.shape[-1])[part.start[side] : part.start[side] + part.units[side]]
+        return rows if gain is None else rows * self.tensor(side, gain).reshape(-1)
+
+    def pair(self, part: Part, other: Part | None = None) -> tuple[Floats, Floats]:
+        """A part of A with the same one of B (or with another one)."""
+        return self.part(0, part), self.part(1, other or part)
+
+
+def cosine(one: Floats, two: Floats) -> float:
+    """Cosine of all elements together, 0 where either holds nothing."""
+    x, y = one.reshape(-1).astype(np.float64), two.reshape(-1).astype(np.float64)
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / size if size > 0 else 0.0
+
+
+def unit_cosines(one: Floats, two: Floats) -> Floats:
+    """Cosine of each row with its counterpart, 0 for rows of nothing."""
+    dots = np.einsum("ij,ij->i", one, two)
+    sizes = np.sqrt(np.einsum("ij,ij->i", one, one) * np.einsum("ij,ij->i", two, two))
+    return np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
