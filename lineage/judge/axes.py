@@ -175,7 +175,8 @@ def hidden_axes(
     for block in kept:
         if all(len(sure[m.matrix.name]) == 1 for m in block.members):
             axes[template(block.path), block.a, block.b].append(block)
-    return [Axis("hidden", tuple(blocks)) for blocks in axes.values()]
+    ordered = [sorted(blocks, key=lambda block: (block.numbers, block.path)) for _, blocks in sorted(axes.items())]
+    return [Axis("hidden", tuple(blocks)) for blocks in ordered]
 
 
 def channel_axes(found: Sequence[Matrix], hidden: Sequence[Axis], bound: Callable[[str], bool]) -> list[Axis]:

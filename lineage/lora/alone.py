@@ -77,7 +77,13 @@ def _self_named(source: Source, g: Grammar) -> tuple[Base, Grammar]:
                 names[stem + "/w" if key[len(stem)] == "/" else stem] = None
             else:
                 stem = stem.removeprefix(own.prefixes["default"])
-                path = (g.module_of(stem) or stem) if g.only_aliases else stem.replace(g.separator, ".") if len(g.separator) > 1 else stem
+                path = (
+                    (g.module_of(stem) or stem)
+                    if g.only_aliases
+                    else stem.replace(g.separator, ".")
+                    if len(g.separator) > 1
+                    else stem
+                )
                 names.update(dict.fromkeys(_parts(path)))
             break
     return Base(dict.fromkeys(names)), own
@@ -85,5 +91,3 @@ def _self_named(source: Source, g: Grammar) -> tuple[Base, Grammar]:
 
 def _parts(path: str) -> Iterable[str]:
     return (f"{path}.weight", f"{path}.bias")
-
-

@@ -129,7 +129,11 @@ def _loha(roles: Arrays, shape: Shape | None) -> Term:
     if "hada_t1" in roles:
         kernel = _KERNEL[: roles["hada_t1"].ndim - 2]
         for n, (k, m) in (("1", "pq"), ("2", "rs")):
-            parts += [(roles[f"hada_t{n}"], k + m + kernel), (roles[f"hada_w{n}_a"], k + "o"), (roles[f"hada_w{n}_b"], m + "i")]
+            parts += [
+                (roles[f"hada_t{n}"], k + m + kernel),
+                (roles[f"hada_w{n}_a"], k + "o"),
+                (roles[f"hada_w{n}_b"], m + "i"),
+            ]
         found = (roles["hada_w1_a"].shape[1], roles["hada_w1_b"].shape[1], *roles["hada_t1"].shape[2:])
         if shape not in (None, found):
             raise _unfit(found, shape)

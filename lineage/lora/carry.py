@@ -52,7 +52,9 @@ def carried(deltas: Mapping[str, Delta], mapping: LayoutMapping, base: Base) -> 
     ------
     InputError : the mapping does not fit, or a tensor's shape is needed that only the base can tell
     """
-    shapes: dict[str, Any] = {n: s if s is not None else deltas[n].shape if n in deltas else None for n, s in base.shapes.items()}
+    shapes: dict[str, Any] = {
+        n: s if s is not None else deltas[n].shape if n in deltas else None for n, s in base.shapes.items()
+    }
     result = Carried()
     reached: set[str] = set()
     partial: dict[str, NDArray[np.bool_]] = {}
@@ -79,7 +81,9 @@ def carried(deltas: Mapping[str, Delta], mapping: LayoutMapping, base: Base) -> 
     return result
 
 
-def _one(instance: Instance, deltas: Mapping[str, Delta], shapes: Mapping[str, Shape | None]) -> list[tuple[str, Delta]]:
+def _one(
+    instance: Instance, deltas: Mapping[str, Delta], shapes: Mapping[str, Shape | None]
+) -> list[tuple[str, Delta]]:
     """Target names of one instance with their deltas."""
 
     def delta(name: str) -> Delta:
@@ -87,7 +91,9 @@ def _one(instance: Instance, deltas: Mapping[str, Delta], shapes: Mapping[str, S
             return deltas[name]
         shape = shapes[name]
         if shape is None:
-            raise InputError(name, "its shape is needed, though the adapter does not touch it", "give the base with --base")
+            raise InputError(
+                name, "its shape is needed, though the adapter does not touch it", "give the base with --base"
+            )
         return Delta(shape=shape)
 
     entries = [mapped(entry, delta) for entry in instance.sources]
@@ -103,7 +109,9 @@ def _paired(targets: Iterable[Entry], results: Iterable[Entry]) -> Iterable[tupl
 
 
 def _leaves_gaps(ops: Iterable[Operation]) -> bool:
-    return any(_leaves_gaps(c) for op in ops if isinstance(op, Each) for _, c in op.chains) or any(op.partial for op in ops)
+    return any(_leaves_gaps(c) for op in ops if isinstance(op, Each) for _, c in op.chains) or any(
+        op.partial for op in ops
+    )
 
 
 def _known(instance: Instance, shapes: Mapping[str, Any]) -> list[NDArray[np.bool_]] | None:
@@ -145,12 +153,12 @@ def _only(delta: Delta, mask: NDArray[np.bool_]) -> Delta:
     if delta.magnitudes:
         raise Refused("DoRA: two rules give parts of one tensor")
     letters = "abcdefgh"[: len(delta.shape)]
-    return msgspec.structs.replace(delta, terms=(Term.of([(np.where(mask, delta.dense(), 0), letters)], list(letters)),))
+    return msgspec.structs.replace(
+        delta, terms=(Term.of([(np.where(mask, delta.dense(), 0), letters)], list(letters)),)
+    )
 
 
-def expected(
-    carry: Carried, name: str, values: Mapping[str, NDArray[Any]], base: Mapping[str, Any]
-) -> NDArray[Any]:
+def expected(carry: Carried, name: str, values: Mapping[str, NDArray[Any]], base: Mapping[str, Any]) -> NDArray[Any]:
     """What a target's difference must be: the rule applied to the dense differences of its sources."""
     result: NDArray[Any] | None = None
     filled: NDArray[np.bool_] | None = None
@@ -173,5 +181,3 @@ def expected(
             filled = filled | new
     assert result is not None
     return result
-
-

@@ -29,6 +29,7 @@ from lineage.lora.writing import Written, write_keys
 
 __all__ = ["Conversion", "KeyFate", "convert", "written_for"]
 
+
 class KeyFate(msgspec.Struct, frozen=True):
     """What became of one key.
 
@@ -175,14 +176,21 @@ def _strengthened(source: Source, adapter: Adapter, wanted: bool) -> Adapter:
     if parts < 2:
         return adapter
     if not wanted:
-        note = f"trained with split_qkv: its alphas give 1/{parts} of the trained strength; --trained-strength undoes that"
+        note = (
+            f"trained with split_qkv: its alphas give 1/{parts} of the trained strength; --trained-strength undoes that"
+        )
         return msgspec.structs.replace(adapter, notes=(*adapter.notes, note))
     deltas = {n: strengthened(d, row_blocks(d)) for n, d in adapter.deltas.items()}
     return msgspec.structs.replace(adapter, deltas=deltas)
 
 
 def written_for(
-    g: Grammar, deltas: Mapping[str, Delta], place: Target, dtypes: Mapping[str, str], *, origin: Mapping[str, Any] | None = None
+    g: Grammar,
+    deltas: Mapping[str, Delta],
+    place: Target,
+    dtypes: Mapping[str, str],
+    *,
+    origin: Mapping[str, Any] | None = None,
 ) -> Written:
     """Deltas of a model's tensors as keys of a format."""
     if g.format == "peft":
@@ -265,6 +273,8 @@ def _provenance(written: Written, adapter: Adapter, goal: Checkpoint | None, arc
         if known:
             written.header["general.architecture"] = known
         else:
-            written.notes.append("llama.cpp wants general.architecture; give --architecture, or a GGUF file as --target")
+            written.notes.append(
+                "llama.cpp wants general.architecture; give --architecture, or a GGUF file as --target"
+            )
         return
     written.header = {**carried_over(adapter.metadata, written), **written.header}

@@ -104,7 +104,9 @@ def _moved(delta: Delta) -> list[Any] | None:
 
 def _runs(numbers: NDArray[Any]) -> list[Any]:
     """Places as ranges, -1 for rows of zeros."""
-    return [list(run) if isinstance(run, tuple) else run for run in compressed(numbers.reshape(-1).astype(np.int64) - 1)]
+    return [
+        list(run) if isinstance(run, tuple) else run for run in compressed(numbers.reshape(-1).astype(np.int64) - 1)
+    ]
 
 
 def _stem(name: str, g: Grammar, shapes: Mapping[str, Shape]) -> str:
@@ -113,7 +115,14 @@ def _stem(name: str, g: Grammar, shapes: Mapping[str, Shape]) -> str:
 
 
 def _listed(table: Mapping[str, list[Any]]) -> str:
-    return "{\n" + "".join(f"    {json.dumps(k)}: {json.dumps(v)},\n".replace("true", "True").replace("false", "False") for k, v in table.items()) + "}"
+    return (
+        "{\n"
+        + "".join(
+            f"    {json.dumps(k)}: {json.dumps(v)},\n".replace("true", "True").replace("false", "False")
+            for k, v in table.items()
+        )
+        + "}"
+    )
 
 
 _TEXT = '''#!/usr/bin/env python3

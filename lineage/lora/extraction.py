@@ -98,7 +98,9 @@ def extract(
         elif len(spec.shape) < 2:
             if vectors:
                 letters = "abc"[: difference.ndim]
-                deltas[spec.name] = Delta(shape=spec.shape, terms=(Term.of([(difference, letters)], list(letters)),), whole=True)
+                deltas[spec.name] = Delta(
+                    shape=spec.shape, terms=(Term.of([(difference, letters)], list(letters)),), whole=True
+                )
         else:
             lead = 0 if spec.name.endswith(".weight") else len(spec.shape) - 2
             deltas[spec.name], kept, lost = _pairs(difference, lead, rank, energy, seed)

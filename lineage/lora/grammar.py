@@ -26,7 +26,9 @@ GRAMMARS = (
     "peft", "longcat", "xlabs", "openpi", "gguf", "mlx", "kohya", "onetrainer", "diffusers", "ai-toolkit", "comfy",
 )  # fmt: skip
 
-Holds = Literal["mid", "loha", "lokr", "diff", "vectors", "up_bias", "rows", "columns", "stacked", "experts", "einsum", "whole"]
+Holds = Literal[
+    "mid", "loha", "lokr", "diff", "vectors", "up_bias", "rows", "columns", "stacked", "experts", "einsum", "whole"
+]
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -220,5 +222,3 @@ def grammar(name: str) -> Grammar:
 def grammars() -> Mapping[str, Grammar]:
     """All grammars, in the order in which they are tried."""
     return {name: grammar(name) for name in GRAMMARS}
-
-

@@ -181,7 +181,10 @@ def _in_keys(source: Source, adapter: Adapter) -> list[str]:
     strange = [f.key for f in adapter.left if "no adapter format" in f.reason]
     if strange:
         others = sorted({g.format for g in grammars().values() for k in strange if any(True for _ in g.taken_apart(k))})
-        found.append(f"{len(strange)} keys of no known format, such as {strange[0]}" + (f" ({', '.join(others)}?)" if others else ""))
+        found.append(
+            f"{len(strange)} keys of no known format, such as {strange[0]}"
+            + (f" ({', '.join(others)}?)" if others else "")
+        )
     swapped = [f for f in adapter.left if "do not fit" in f.reason]
     for fate in swapped[:1]:
         found.append(f"{len(swapped)} keys have factors that do not fit, swapped or of another base: {fate.reason}")
@@ -204,10 +207,14 @@ def _in_scales(source: Source, adapter: Adapter) -> list[str]:
     found = list(adapter.notes)
     zero = [k for k in source.keys if k.endswith(".alpha") and not source.array(k).any()]
     if zero:
-        found.append(f"{len(zero)} alphas are 0, which kohya, LyCORIS and ai-toolkit read as the rank; so it is read here")
+        found.append(
+            f"{len(zero)} alphas are 0, which kohya, LyCORIS and ai-toolkit read as the rank; so it is read here"
+        )
     ranks = {max((t.sizes[n] for t in d.terms for n in t.inner), default=0) for d in adapter.deltas.values()} - {0}
     if len(ranks) > 1 and any(d.assumed for d in adapter.deltas.values()):
-        found.append(f"ranks from {min(ranks)} to {max(ranks)} and no alpha: older diffusers take the first rank for all")
+        found.append(
+            f"ranks from {min(ranks)} to {max(ranks)} and no alpha: older diffusers take the first rank for all"
+        )
     if (count := split_parts(source, adapter)) > 1:
         found.append(
             f"trained with split_qkv: fused factors are block-diagonal and alpha was not multiplied by {count}, so "

@@ -13,7 +13,20 @@ from lineage.layout.axes import Shape
 from lineage.layout.chain import leaves
 from lineage.layout.mapping import Instance, Rule
 from lineage.layout.mapping import Mapping as LayoutMapping
-from lineage.layout.operations import Concat, Each, Matmul, Operation, Pad, Rearrange, Scale, Slice, Split, Stack, Take, Unstack
+from lineage.layout.operations import (
+    Concat,
+    Each,
+    Matmul,
+    Operation,
+    Pad,
+    Rearrange,
+    Scale,
+    Slice,
+    Split,
+    Stack,
+    Take,
+    Unstack,
+)
 from lineage.lora.grammar import Grammar, grammar
 from lineage.lora.modules import components, split_name
 
@@ -152,9 +165,7 @@ def key_map(
     )
 
 
-def _line(
-    instance: Instance, ours: Grammar, theirs: Grammar, a: Mapping[str, Shape], b: Mapping[str, Shape]
-) -> Line:
+def _line(instance: Instance, ours: Grammar, theirs: Grammar, a: Mapping[str, Shape], b: Mapping[str, Shape]) -> Line:
     return Line(
         source=tuple(_key(n, ours, a) for entry in instance.sources for n in leaves(entry)),
         to=tuple(_key(n, theirs, b) for entry in instance.targets for n in leaves(entry)),

@@ -99,7 +99,9 @@ def merge(
 
     entries = [(s.name, words[s.name], s.shape) for s in model]
     assert all(w in STORAGE for w in words.values())
-    write_safetensors(out, entries, codes, metadata=_metadata(model.metadata, adapter, weight), inputs=(model.path, adapter, *inputs))
+    write_safetensors(
+        out, entries, codes, metadata=_metadata(model.metadata, adapter, weight), inputs=(model.path, adapter, *inputs)
+    )
     return Merged(
         out=str(out), changed=len(deltas), tensors=len(model), left=left, notes=read.notes,
         decoded=sum(not s.plain for s in model),

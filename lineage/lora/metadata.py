@@ -24,7 +24,9 @@ def carried_over(metadata: Mapping[str, str], written: Written) -> dict[str, str
     digest = content_hash(written)
     for key in _OF_BYTES:
         if key in metadata:
-            kept[key] = digest[:8] if key == "sshs_legacy_hash" else "0x" + digest if key.startswith("modelspec") else digest
+            kept[key] = (
+                digest[:8] if key == "sshs_legacy_hash" else "0x" + digest if key.startswith("modelspec") else digest
+            )
     history = {"made_by": "lineage lora", "format": written.format, "content_sha256": digest}
     kept["lineage"] = json.dumps(history, sort_keys=True)
     return kept

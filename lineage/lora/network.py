@@ -230,7 +230,9 @@ class Term:
             return self
         if free:
             parts = (*parts, Part(np.ones(length, np.float32), (label,)))
-        term = replace(self, parts=tuple(p.taken(label, places) for p in parts), sizes={**self.sizes, label: len(places)})
+        term = replace(
+            self, parts=tuple(p.taken(label, places) for p in parts), sizes={**self.sizes, label: len(places)}
+        )
         return term._squeezed() if len(places) == 1 else term
 
     def padded(self, axis: int, before: int, after: int) -> Term:
@@ -325,7 +327,9 @@ def contract(parts: Sequence[Part], labels: Sequence[Label], sizes: Mapping[Labe
     operands: list[Any] = []
     for p in used:
         operands += [p.array.astype(np.float64), [number[n] for n in p.labels]]
-    result: NDArray[Any] = np.einsum(*operands, [number[n] for n in labels], optimize="greedy" if len(used) > 1 else False)
+    result: NDArray[Any] = np.einsum(
+        *operands, [number[n] for n in labels], optimize="greedy" if len(used) > 1 else False
+    )
     return result
 
 

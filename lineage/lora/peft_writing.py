@@ -250,7 +250,9 @@ class _Folder:
             if shape is None:
                 raise Refused(f"the target has no {name}")
             h = forms.get(last, Held(path=path, tensor=name, shape=shape))
-            p = pairs.get(last) or LowRank(np.zeros((shape[0], rank), np.float32), np.zeros((rank, shape[1]), np.float32), scale)
+            p = pairs.get(last) or LowRank(
+                np.zeros((shape[0], rank), np.float32), np.zeros((rank, shape[1]), np.float32), scale
+            )
             up = p.up if p.scale == scale else p.up.astype(np.float64) * (p.scale / scale)
             grown = LowRank(
                 np.pad(up, ((0, 0), (0, rank - p.rank))), np.pad(p.down, ((0, rank - p.rank), (0, 0))), scale
@@ -264,7 +266,9 @@ class _Folder:
     def _experts(self, module: str, parts: Sequence[Held]) -> None:
         """Stacked parameters of one module: nested wrappers, the last one outermost."""
         order = grammar("peft").inner_first
-        parts = sorted(parts, key=lambda h: order.index(w) if (w := h.tensor.rpartition(".")[2]) in order else len(order))
+        parts = sorted(
+            parts, key=lambda h: order.index(w) if (w := h.tensor.rpartition(".")[2]) in order else len(order)
+        )
         for k, h in enumerate(parts):
             assert isinstance(h.form, Stacked)
             key = module + ".base_layer" * (len(parts) - 1 - k)
@@ -293,9 +297,7 @@ class _Folder:
         config["rank_pattern"] = {escaped(p, paths): r for p, r in self.ranks.items() if r != rank}
         config["alpha_pattern"] = {escaped(p, paths): _plain(a) for p, a in self.alphas.items() if a != alpha}
         unclear = any(o != p and o.endswith("." + p) and o not in self.modules for p in self.modules for o in every)
-        config["target_modules"] = (
-            "|".join(re.escape(p) for p in self.modules) if unclear else sorted(self.modules)
-        )
+        config["target_modules"] = "|".join(re.escape(p) for p in self.modules) if unclear else sorted(self.modules)
         config["modules_to_save"] = sorted(self.saved) or None
         if not lora:
             return
@@ -315,5 +317,3 @@ class _Folder:
 def _plain(number: float) -> float | int:
     """Whole numbers without a fraction, as PEFT writes them."""
     return int(number) if float(number).is_integer() else number
-
-

@@ -135,7 +135,9 @@ def read_with(
 def _nothing(source: Source, reasons: Mapping[str, str], format: str | None) -> tuple[str, str | None]:
     """Cause and remedy where nothing could be read."""
     key, why = next(iter(reasons.items()))
-    known = [g.format for g in grammars().values() if any(True for _ in g.taken_apart(key) if _fits_container(g, source))]
+    known = [
+        g.format for g in grammars().values() if any(True for _ in g.taken_apart(key) if _fits_container(g, source))
+    ]
     cause = f'none of its {len(reasons)} keys could be read; "{printable(key, 80)}": {why}'
     if format and known and format not in known:
         return cause, f"it looks like {known[0]}; try --from {known[0]}"

@@ -79,7 +79,9 @@ def shrunk(delta: Delta, *, rank: int | None = None, energy: float | None = None
     return Shrunk(msgspec.structs.replace(delta, terms=(term,)), pair.rank, kept, lost)
 
 
-def shrunk_all(deltas: Mapping[str, Delta], *, rank: int | None = None, energy: float | None = None) -> dict[str, Shrunk]:
+def shrunk_all(
+    deltas: Mapping[str, Delta], *, rank: int | None = None, energy: float | None = None
+) -> dict[str, Shrunk]:
     """Every matrix cut; parameters that stand alone with more than two axes are stacks of matrices."""
     found = {}
     for name, delta in deltas.items():

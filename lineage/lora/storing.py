@@ -58,7 +58,9 @@ def _store_folder(written: Written, place: Path, check: Callable[[Path], None], 
     check_output(place, inputs=inputs)
     if place.exists() and not place.is_dir():
         raise InputError(place, f"{written.format} writes a folder, this is a file", "name a folder")
-    if place.is_dir() and (other := [n for n in os.listdir(place) if n not in (CONFIG, _FACTORS[written.format], "README.md")]):
+    if place.is_dir() and (
+        other := [n for n in os.listdir(place) if n not in (CONFIG, _FACTORS[written.format], "README.md")]
+    ):
         raise InputError(place, f"this folder holds other files ({other[0]})", "name a new folder")
     part = place.parent / f".{place.name[:100]}.{secrets.token_hex(4)}.part"
     made = [p for p in (place.parent, *place.parent.parents) if not p.exists()]

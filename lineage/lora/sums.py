@@ -113,10 +113,14 @@ def add(
     for adapter, factor, path in zip(adapters, factors, paths, strict=True):
         for name, delta in adapter.deltas.items():
             if delta.magnitudes:
-                raise InputError(path, f"{name} has DoRA magnitudes, which do not add", "merge it into the base instead")
+                raise InputError(
+                    path, f"{name} has DoRA magnitudes, which do not add", "merge it into the base instead"
+                )
             terms = tuple(Term(t.parts, t.layout, t.sizes, t.scale * factor) for t in delta.terms)
             if name in deltas and deltas[name].shape != delta.shape:
-                raise InputError(path, f"{name} has the shape {list(delta.shape)} here, {list(deltas[name].shape)} before")
+                raise InputError(
+                    path, f"{name} has the shape {list(delta.shape)} here, {list(deltas[name].shape)} before"
+                )
             before = deltas[name].terms if name in deltas else ()
             deltas[name] = msgspec.structs.replace(delta, terms=before + terms)
     return _write(deltas, adapters, g, target, known, out, (), paths)
@@ -134,7 +138,9 @@ def _read(
     found = [read_alone(s) for s in sources]
     formats = list(dict.fromkeys(g.format for _, g in found))
     if len(formats) > 1 or (to is not None and to != formats[0]):
-        raise InputError(paths[0], f"formats {' and '.join(formats + [to] if to else formats)}", "give the base with --base")
+        raise InputError(
+            paths[0], f"formats {' and '.join(formats + [to] if to else formats)}", "give the base with --base"
+        )
     shapes = {n: d.shape for a, _ in found for n, d in a.deltas.items()}
     return [a for a, _ in found], found[0][1], Target(shapes, verbatim=True), None
 

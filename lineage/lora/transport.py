@@ -174,7 +174,9 @@ def _scale(op: Scale, deltas: Sequence[Delta]) -> list[Delta]:
         else:
             axis, vector = (op.axis or 0) % len(d.shape), op.by.array
             terms = [t.times(vector, axis) for t in d.terms]
-            kept = [Magnitude(_strict(m.term, axis, "scale").times(np.abs(vector), axis), m.width) for m in d.magnitudes]
+            kept = [
+                Magnitude(_strict(m.term, axis, "scale").times(np.abs(vector), axis), m.width) for m in d.magnitudes
+            ]
         found.append(msgspec.structs.replace(d, terms=tuple(terms), magnitudes=tuple(kept)))
     return found
 
@@ -197,7 +199,9 @@ def _matmul(op: Matmul, deltas: Sequence[Delta]) -> list[Delta]:
     found = []
     for d, shape in zip(deltas, op.shapes([d.shape for d in deltas]), strict=True):
         axis = 0 if op.side == "left" else len(d.shape) - 1
-        keeps = matrix.shape[0] == matrix.shape[1] and np.allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=ORTHOGONAL)
+        keeps = matrix.shape[0] == matrix.shape[1] and np.allclose(
+            matrix @ matrix.T, np.eye(len(matrix)), atol=ORTHOGONAL
+        )
         for m in d.magnitudes:
             if not keeps or any(not m.term.free(n) for n in m.term.layout[axis]):
                 raise Refused("DoRA: a rotation of the axis that the magnitudes stand on mixes their rows")
@@ -222,4 +226,3 @@ ACTIONS: Mapping[type[Operation], Action] = {
     Scale: _scale,
     Matmul: _matmul,
 }
-

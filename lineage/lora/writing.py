@@ -82,7 +82,11 @@ def factor_dtype(array: NDArray[Any], dtype: str) -> str:
 
 
 def module_held(
-    deltas: Mapping[str, Delta], holds: frozenset[str], target: Target, dtypes: Mapping[str, str], refused: dict[str, str]
+    deltas: Mapping[str, Delta],
+    holds: frozenset[str],
+    target: Target,
+    dtypes: Mapping[str, str],
+    refused: dict[str, str],
 ) -> list[Held]:
     """The modules of the target, weight and bias together; what cannot be held goes into `refused`."""
     found: dict[str, Held] = {}

@@ -25,8 +25,8 @@ __all__ = ["Certified", "Checked", "certify", "check", "compare", "flat"]
 
 #: elements compared at a time
 BLOCK = 1 << 19
-#: once two tensors are known to differ, one block in so many is enough for their correlation, from this many on
-EVERY, FEW = 8, 4
+#: once two tensors are known to differ, so many samples, spread evenly, are enough for their correlation
+FEW, SAMPLE = 4, 1 << 16
 #: cosine below which a match that claims values is dropped
 LEAST_COSINE = 0.3
 #: deviations above chance that certify a match, and below which one that claims values is dropped
@@ -232,9 +232,9 @@ def _load(a: Checkpoint, name: str, plain: bool) -> NDArray[Any]:
 def _against(values: NDArray[Any], source: TensorSpec | None, b: Checkpoint, spec: TensorSpec) -> _Sums:
     sums = _Sums()
     for number, low in enumerate(range(0, spec.size, BLOCK)):
-        if not sums.equal and number >= FEW and number % EVERY:
+        if not sums.equal and number % max(1, spec.size // (FEW * BLOCK)):
             continue
-        high = min(spec.size, low + BLOCK)
+        high = min(spec.size, low + (BLOCK if sums.equal else SAMPLE))
         _block(sums, values[low:high], source.dtype if source else None, b, spec, low, high)
     return sums
 
@@ -245,9 +245,9 @@ def _direct(a: Checkpoint, b: Checkpoint, name_a: str, name_b: str) -> _Sums | N
         return None
     sums = _Sums()
     for number, low in enumerate(range(0, spec_a.size, BLOCK)):
-        if not sums.equal and number >= FEW and number % EVERY:
+        if not sums.equal and number % max(1, spec_a.size // (FEW * BLOCK)):
             continue
-        high = min(spec_a.size, low + BLOCK)
+        high = min(spec_a.size, low + (BLOCK if sums.equal else SAMPLE))
         x = a.read_codes(name_a, low, high) if spec_a.plain else a.read(name_a, low, high)
         _block(sums, x, spec_a.dtype if spec_a.plain else None, b, spec_b, low, high)
     return sums

@@ -93,14 +93,15 @@ class _Finder:
         """All steps, each on what the ones before left over."""
         self.progress("whole tensors")
         self.wholes(exact(self.a, self.b, self._all(self.a), self.left_b(), level=self.level, seed=self.seed))
-        self.wholes(near(self.a, self.b, self._all(self.a), self.left_b(), seed=self.seed, least=UNDOUBTED))
+        alike = near(self.a, self.b, self._all(self.a), self.left_b(), seed=self.seed)
+        self.wholes([w for w in alike if w.cosine >= UNDOUBTED])
         self.progress("rows")
         self.rows(
             exact_rows(self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed), exactly=True
         )
         if self.left_b():
             self.progress("near copies")
-            self.wholes(near(self.a, self.b, self._all(self.a), self.left_b(), seed=self.seed))
+            self.wholes([w for w in alike if w.b not in self.found])
             for matrices in (True, False):
                 left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
                 self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)

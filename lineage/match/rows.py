@@ -29,6 +29,8 @@ FEWEST_COLUMNS = 48
 SAMPLED = 16 << 20
 #: rows of a tensor that are looked up among all rows before it is compared as a whole
 PROBES = 48
+#: rows of A from which on half the probes must do
+MANY_ROWS = 100_000
 #: elements above which only views with contiguous rows or contiguous columns are tried
 LARGE = 1 << 24
 #: a row wider than this is read at the chosen places only
@@ -100,7 +102,7 @@ def columns(
         step = max(1, (1 << 21) // width)
         for low in range(0, height, step):
             high = min(height, low + step)
-            out[low:high] = values.rows(name, low, high, width)[:, chosen]
+            out[low:high] = values.columns(name, low, high, width, chosen)
         return out
     if rows is not None:
         return values.at(name, (chosen[None, :] * height + rows[:, None]).ravel()).reshape(len(rows), len(chosen))
@@ -298,14 +300,21 @@ def _usual(a: Values, b: Values, found: list[tuple[float, Provenance]]) -> Prove
     return min((p for score, p in found if score >= SAME_SCORE * top), key=oddness)
 
 
+def _probes(height: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Rows to look up: one from each of `count` equal stretches, so that no large part goes unseen."""
+    if height <= count:
+        return np.arange(height, dtype=np.int64)
+    edges = np.linspace(0, height, count + 1).astype(np.int64)
+    return np.random.default_rng([seed, height]).integers(edges[:-1], edges[1:], dtype=np.int64)
+
+
 def _nearest(
     b: Values, name: str, view: View, chosen: NDArray[np.int64], rows: _Rows, unit_a: NDArray[np.float32], seed: int
 ) -> tuple[float, Provenance] | None:
     """Provenance of one tensor under one view, with its mean correlation."""
     shape = b.shape(name)
     height = math.prod(shape[i] for i in view.rows)
-    rng = np.random.default_rng([seed, height])
-    probes = np.sort(rng.choice(height, min(PROBES, height), replace=False)).astype(np.int64)
+    probes = _probes(height, PROBES if len(unit_a) < MANY_ROWS else PROBES // 2, seed)
     scores = _unit(columns(b, name, view, chosen, probes)) @ unit_a.T
     top = scores.argmax(axis=1)
     high = scores[np.arange(len(top)), top]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint import Checkpoint
-from lineage.checkpoint.dtypes import FLOATS
+from lineage.checkpoint.dtypes import FLOATS, decode
 from lineage.layout.mapping import How
 
 __all__ = ["Values", "agreement", "coarsest", "lattice"]
@@ -105,6 +105,15 @@ class Values:
         if self.size(name) <= SMALL or not self.checkpoint.specs[name].plain:
             return self.whole(name)[start * width : stop * width].reshape(stop - start, width)
         return self.checkpoint.read(name, start * width, stop * width).astype(np.float32, copy=False).reshape(-1, width)
+
+    def columns(self, name: str, start: int, stop: int, width: int, chosen: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The `chosen` columns of rows [start, stop) of the tensor seen as (size / width, width)."""
+        spec = self.checkpoint.specs[name]
+        codes = self.checkpoint.read_codes(name, start * width, stop * width).reshape(-1, width)
+        picked: NDArray[np.float32] = decode(np.ascontiguousarray(codes[:, chosen]), spec.dtype).astype(
+            np.float32, copy=False
+        )
+        return picked
 
 
 def lattice(shape: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:

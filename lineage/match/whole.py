@@ -151,9 +151,7 @@ def _standard(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     return (centred / safe).astype(np.float32)
 
 
-def near(
-    a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int, least: float = LEAST_COSINE
-) -> list[Whole]:
+def near(a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int) -> list[Whole]:
     """Pairs of one size whose correlation over sampled places stands far above chance and above the runner-up.
 
     Notes
@@ -174,12 +172,16 @@ def near(
             places = lattice(shape, SAMPLE, seed)
             trials = [(n, o) for n in candidates for o in orders(a.shape(n), shape)]
             if trials:
-                found += _best(a, b, members, trials, places, least)
+                found += _best(a, b, members, trials, places)
     return found
 
 
 def _best(
-    a: Values, b: Values, members: list[str], trials: list[tuple[str, Order]], places: NDArray[np.int64], least: float
+    a: Values,
+    b: Values,
+    members: list[str],
+    trials: list[tuple[str, Order]],
+    places: NDArray[np.int64],
 ) -> list[Whole]:
     """For each of B's tensors the trial with the highest correlation, where it is beyond doubt."""
     mine = _standard(np.stack([b.at(n, places) for n in members]))
@@ -206,7 +208,7 @@ def _best(
             who[part] = np.where(wins, top + start, who[part])
             best[part] = np.where(wins, high, best[part])
     z = best * math.sqrt(len(places))
-    sure = (best >= least) & (z >= LEAST_Z) & (best - np.maximum(second, 0) >= LEAST_MARGIN * best)
+    sure = (best >= LEAST_COSINE) & (z >= LEAST_Z) & (best - np.maximum(second, 0) >= LEAST_MARGIN * best)
     found = []
     for i in np.flatnonzero(sure):
         name, order = trials[who[i]]

@@ -66,7 +66,7 @@ def test_numpy_kernel_agrees_with_plain_formulas(word_a: str, word_b: str, broke
 
 
 @pytest.mark.parametrize("n", [1, 2, 777, 6001])
-@pytest.mark.parametrize("make", _others())
+@pytest.mark.parametrize("make", [*_others()])
 def test_every_kernel_agrees_with_numpy(make: Any, n: int) -> None:
     kernel, plain = make(), PlainKernel()
     for word_a in FLOATS:
@@ -78,7 +78,7 @@ def test_every_kernel_agrees_with_numpy(make: Any, n: int) -> None:
                     assert found[name] == pytest.approx(value, rel=1e-11, abs=1e-12), (word_a, word_b, name)
 
 
-@pytest.mark.parametrize("make", _others())
+@pytest.mark.parametrize("make", [*_others()])
 def test_sums_of_equal_blocks_have_equal_bits_on_both_sides(make: Any) -> None:
     for word in FLOATS:
         a = encode(numbers(3, 5000), word)
@@ -87,7 +87,7 @@ def test_sums_of_equal_blocks_have_equal_bits_on_both_sides(make: Any) -> None:
         assert sums[AT["changed"]] == sums[AT["max_d"]] == sums[AT["rel"]] == 0
 
 
-@pytest.mark.parametrize("make", _others())
+@pytest.mark.parametrize("make", [*_others()])
 def test_same_nan_is_no_difference_and_nan_against_a_number_is_one(make: Any) -> None:
     a = np.array([0x7FC0, 0x7FC1, 0x7F80, 0x3F80, 0x7FC0], np.uint16)
     b = np.array([0x7FC0, 0x7FC0, 0x7F80, 0x7FC0, 0x3F80], np.uint16)
@@ -96,7 +96,7 @@ def test_same_nan_is_no_difference_and_nan_against_a_number_is_one(make: Any) ->
         assert (sums[AT["n"]], sums[AT["nan_a"]], sums[AT["nan_b"]], sums[AT["other"]]) == (0, 4, 4, 3)
 
 
-@pytest.mark.parametrize("make", _others())
+@pytest.mark.parametrize("make", [*_others()])
 def test_largest_differences_of_bf16_overflow_to_null_not_to_nan(make: Any) -> None:
     a = encode(np.full(5000, -3e38, np.float32), "BF16")
     b = encode(np.full(5000, 3e38, np.float32), "BF16")
@@ -108,7 +108,7 @@ def test_largest_differences_of_bf16_overflow_to_null_not_to_nan(make: Any) -> N
 
 
 @pytest.mark.parametrize("word", ["BF16", "F16", "F8_E4M3", "F8_E5M2"])
-@pytest.mark.parametrize("make", _others())
+@pytest.mark.parametrize("make", [*_others()])
 def test_rounding_is_told_from_change(make: Any, word: str) -> None:
     fine = np.concatenate(
         [numbers(4, 4000), numbers(5, 1000, scale=1e-5), np.array([0.0, -0.0, 70000.0, np.nan], np.float32)]
@@ -121,7 +121,7 @@ def test_rounding_is_told_from_change(make: Any, word: str) -> None:
         assert not kernel.equal_when_rounded(fine, other, word)
 
 
-@pytest.mark.parametrize("make", _others())
+@pytest.mark.parametrize("make", [*_others()])
 def test_concentrated_differences_keep_exact_quantiles(make: Any) -> None:
     a = np.zeros(20000, np.float32)
     b = np.zeros(20000, np.float32)

@@ -213,7 +213,7 @@ class _Reader:
                 found.append(layer)
                 used.update(names)
         biases = self._biases([*used, *outside])
-        around = [p for n in outside if (p := self._part(n, biases, flipped=False, reads=False))]
+        around = [p for n in outside if len(self._axes(n)) == 1 and (p := self._outside(n, biases))]
         every = [n for n in (*used, *outside) if self._vector(n)]
         gains = self._gains([n for n in outside if self._vector(n)], biases)
         taken = {n for layer in found for pair in layer.gains for n in pair} | {n for pair in gains for n in pair}
@@ -242,14 +242,14 @@ class _Reader:
         a, b = self.shapes[name]
         if not axes or sum(n > 1 for n in b) < 2:
             return None
-        if len(axes) > 1:
-            if not reads and not flipped and "." not in name:
-                return None
-            axis = axes[-1] if reads != flipped else axes[0]
-        else:
-            axis = axes[0]
+        axis = axes[-1] if reads != flipped else axes[0]
         units = (_size(a) // a[axis], _size(b) // b[axis])
         return Part(name, axis, self.residual, units, (0, 0), reads, units, biases.get(name, ""))
+
+    def _outside(self, name: str, biases: Mapping[str, str]) -> Part | None:
+        """A matrix outside the layers; heads read from the residual stream, everything else writes into it."""
+        roles = self.roles.of(name)
+        return self._part(name, biases, flipped=False, reads="head" in roles and "embedding" not in roles)
 
     def _gains(self, vectors: Sequence[str], biases: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         """Norms: weight and shift of each."""

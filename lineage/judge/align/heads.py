@@ -19,13 +19,16 @@ from lineage.judge.align.turns import Turn
 from lineage.judge.align.weights import cosine
 from lineage.match.units import pair_units
 
-__all__ = ["Block", "Heads", "choose_families", "fit_heads", "head_size"]
+__all__ = ["Block", "Heads", "agreement", "choose_families", "fit_heads", "head_sizes", "likely_size"]
 
 Floats = NDArray[np.floating[Any]]
 Sides = tuple[Floats, Floats]
 
-#: smallest head that is looked for, and how far below the best a smaller size may explain the subspaces
+#: smallest head that is looked for, and how much a difference of overlap or cosine must be to count
 LEAST_SIZE, NEARLY = 8, 0.05
+#: where keys have more units than this, only the usual sizes of heads are tried
+MOST_TRIED = 256
+USUAL = (32, 40, 48, 64, 72, 80, 88, 96, 104, 112, 120, 128, 160, 192, 224, 256, 512)
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -136,33 +139,43 @@ KEY_FAMILIES: tuple[tuple[str, Family], ...] = (
 )
 
 
-def head_size(blocks: Sequence[Block]) -> int:
-    """Units of a head: the smallest size whose subspaces of keys and values come out again.
+def head_sizes(block: Block) -> list[int]:
+    """Units that a head may have: what divides the units of queries and of keys on both sides."""
+    lengths = [len(rows) for pair in (block.query, block.key) for rows in pair]
+    top = min(lengths)
+    usual = range(LEAST_SIZE, top + 1, 2) if top <= MOST_TRIED else USUAL
+    sizes = [n for n in usual if all(length % n == 0 for length in lengths)]
+    return [n for n in sizes if _fits(block, n)]
 
-    Parameters
-    ----------
-    blocks : attention blocks of layers that correspond
-    """
-    units = len(blocks[0].key[1])
-    heads = len(blocks[0].query[1])
-    sizes = [n for n in range(min(LEAST_SIZE, units), units + 1) if units % n == 0 and heads % n == 0 and n % 2 == 0]
-    if not sizes:
-        return units
+
+def _fits(block: Block, size: int) -> bool:
+    """Whether B has no more heads than A, and as many queries a key."""
+    queries, keys = ([len(rows) // size for rows in pair] for pair in (block.query, block.key))
+    return queries[0] >= queries[1] and keys[0] >= keys[1] and queries[0] * keys[1] == queries[1] * keys[0]
+
+
+def likely_size(blocks: Sequence[Block], sizes: Sequence[int]) -> int:
+    """The smallest size whose subspaces of keys and values come out again."""
     scores = []
     for size in sizes:
-        found = []
-        for block in blocks:
-            channels = block.key[0].shape[1]
-            alike = sum(_overlap(*pair, size) for pair in (block.key, block.value)) / 2
-            best = pair_units(alike, seed=0).likeness
-            chance = min(size / channels, 0.99)
-            found.append((float(best.mean()) - chance) / (1 - chance))
-        scores.append(float(np.mean(found)))
+        chance = min(size / blocks[0].key[0].shape[1], 0.99)
+        scores.append((float(np.mean([agreement(block, size) for block in blocks])) - chance) / (1 - chance))
     return next(n for n, score in zip(sizes, scores, strict=True) if score >= max(scores) - NEARLY)
 
 
-def choose_families(blocks: Sequence[Block], size: int, *, seed: int) -> tuple[int, int]:
-    """Which family of transforms keys and which values need, told by queries and outputs of all these blocks."""
+def agreement(block: Block, size: int) -> float:
+    """Mean overlap of the best-matched subspaces of keys and values, 0 to 1."""
+    alike = np.asarray(sum(_overlap(*pair, size) for pair in (block.key, block.value)) / 2)
+    return float(pair_units(alike, seed=0).likeness.mean())
+
+
+def choose_families(blocks: Sequence[Block], size: int, *, seed: int) -> tuple[tuple[int, int], float]:
+    """Which family of transforms keys and which values need, told by queries and outputs of all these blocks.
+
+    Returns
+    -------
+    places in `KEY_FAMILIES` and `VALUE_FAMILIES`, and the mean cosine that queries and outputs reach
+    """
     orders = [_groups(block, size, seed) for block in blocks]
     keys = []
     for _, family in KEY_FAMILIES:
@@ -177,7 +190,8 @@ def choose_families(blocks: Sequence[Block], size: int, *, seed: int) -> tuple[i
             order, _ = _query(block, groups, turns_k, size, seed)
             found.append(_out(block, order, _fitted(block.value, groups, size, family), size)[1])
         values.append(float(np.mean(found)))
-    return key, simplest(values)
+    value = simplest(values)
+    return (key, value), (keys[key] + values[value]) / 2
 
 
 def fit_heads(block: Block, size: int, families: tuple[int, int], *, seed: int) -> Heads:
@@ -207,14 +221,14 @@ def fit_heads(block: Block, size: int, families: tuple[int, int], *, seed: int) 
 def _overlap(a: Floats, b: Floats, size: int) -> Floats:
     """Share of the subspace of each head of A that lies in that of each head of B, shape (heads of A, of B)."""
     one, two = (_bases(rows, size) for rows in (a, b))
-    cross = np.einsum("gdi,hdj->ghij", one, two)
-    return np.asarray(np.square(cross).sum(axis=(2, 3)) / size)
+    cross = np.square(one @ two.T).reshape(len(one) // size, size, len(two) // size, size)
+    return np.asarray(cross.sum(axis=(1, 3)) / size)
 
 
 def _bases(rows: Floats, size: int) -> Floats:
-    """An orthonormal basis of each head's rows, shape (heads, channels, size)."""
+    """An orthonormal basis of each head's rows, below each other."""
     stacked = rows.reshape(-1, size, rows.shape[1]).transpose(0, 2, 1)
-    return np.asarray(np.linalg.qr(stacked)[0])
+    return np.asarray(np.linalg.qr(stacked)[0].transpose(0, 2, 1).reshape(-1, rows.shape[1]))
 
 
 def _groups(block: Block, size: int, seed: int) -> NDArray[np.intp]:

@@ -1,0 +1,289 @@
+"""One stack of layers aligned: the residual space first, then what lives inside each layer, then what was not fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.judge.align.anatomy import Anatomy, Attention, Layer, Mlp, Part
+from lineage.judge.align.choice import LEAST_SHOWN, better, holds, simplest
+from lineage.judge.align.heads import Block, Heads, agreement, choose_families, fit_heads, head_sizes, likely_size
+from lineage.judge.align.neurons import Hidden, fit_hidden, match_units
+from lineage.judge.align.records import Shown
+from lineage.judge.align.residual import Frame, candidates, frame, order_of, rotation_of
+from lineage.judge.align.turns import Turn
+from lineage.judge.align.weights import Weights, unit_cosines
+
+__all__ = ["LayerFit", "StackFit", "fit_stack"]
+
+Floats = NDArray[np.floating[Any]]
+Sides = tuple[Floats, Floats]
+
+#: layers that choose the families of transforms; pairs of different layers that give the floor
+PROBES, MISPAIRED = 4, 3
+
+
+class LayerFit(msgspec.Struct, frozen=True):
+    """What was fitted in one layer: one transform an MLP and an attention block."""
+
+    layer: Layer
+    mlps: tuple[Hidden, ...]
+    attentions: tuple[Heads, ...]
+
+    @property
+    def shown(self) -> list[Shown]:
+        """What took no part in the fits."""
+        found = []
+        for mlp, fit in zip(self.layer.mlps, self.mlps, strict=True):
+            found.append(Shown(mlp.writers[0].name, fit.shown, mlp.units[1]))
+        for block, heads in zip(self.layer.attentions, self.attentions, strict=True):
+            found.append(Shown(block.query.name, heads.shown_query, block.query.units[1]))
+            found.append(Shown(block.out.name, heads.shown_out, block.out.units[1]))
+        return found
+
+
+class StackFit(msgspec.Struct, frozen=True, kw_only=True):
+    """A stack with everything that was fitted.
+
+    Attributes
+    ----------
+    residual : the transform of the residual space, and its family
+    fitted_on : tensors that it was fitted on
+    norms : for `mlp` and `attention`: which of a layer's gains their readers read through, None for none
+    folded : whether gains have to be moved between norms and readers
+    size, families : of the attention blocks; None where there are none
+    layers : their fits; empty where nothing holds
+    """
+
+    anatomy: Anatomy
+    residual: Turn
+    family: str
+    fitted_on: tuple[str, ...]
+    norms: dict[str, int | None]
+    folded: bool
+    size: int | None
+    families: tuple[int, int] | None
+    layers: tuple[LayerFit, ...]
+    shown: tuple[Shown, ...]
+    cosine: float
+    floor: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether what took no part agrees."""
+        return holds(self.cosine, self.floor)
+
+
+def fit_stack(weights: Weights, anatomy: Anatomy, *, seed: int) -> StackFit:
+    """Everything about one stack.
+
+    Notes
+    -----
+    A few layers choose the families; if nothing holds there, no other layer is read.
+    """
+    return _Stack(weights, anatomy, seed).fit()
+
+
+class _Stack:
+    """State of one fit."""
+
+    def __init__(self, weights: Weights, anatomy: Anatomy, seed: int) -> None:
+        self.weights, self.anatomy, self.seed = weights, anatomy, seed
+        count = len(anatomy.layers)
+        self.probes = [anatomy.layers[k] for k in np.unique(np.linspace(0, count - 1, min(count, PROBES)).astype(int))]
+        self.residual = Turn(length=anatomy.residual[0])
+        self.norms: dict[str, int | None] = self._guessed()
+        self.size: int | None = None
+        self.families: tuple[int, int] | None = None
+
+    # -- arrays in B's residual space
+
+    def sides(self, part: Part, gains: tuple[str | None, str | None] = (None, None), other: Part | None = None) -> Sides:
+        """A's part in B's residual space, and B's (or another part of B)."""
+        one = self.weights.part(0, part, gains[0])
+        two = self.weights.part(1, other or part, gains[1])
+        return self.residual.side(part.reads).over(one, 1), two
+
+    def gains(self, kind: str, one: Layer, two: Layer) -> tuple[str | None, str | None]:
+        """The gain that readers of this kind read through, in A and in B."""
+        at = self.norms[kind]
+        if at is None or at >= len(one.gains) or at >= len(two.gains):
+            return None, None
+        return one.gains[at][0], two.gains[at][0]
+
+    def readers(self, mlp: Mlp, other: Mlp, one: Layer, two: Layer) -> list[Sides]:
+        """What the units of an MLP read."""
+        gains = self.gains("mlp", one, two)
+        return [self.sides(p, gains, q) for p, q in zip(mlp.readers, other.readers, strict=True)]
+
+    def block(self, one: Layer, two: Layer, a: Attention, b: Attention) -> Block:
+        """An attention block of A and one of B."""
+        gains = self.gains("attention", one, two)
+        return Block(
+            *(self.sides(p, gains, q) for p, q in ((a.query, b.query), (a.key, b.key), (a.value, b.value))),
+            self.sides(a.out, other=b.out),
+        )
+
+    # -- steps
+
+    def fit(self) -> StackFit:
+        """The fit, as far as it holds."""
+        rows = frame(self.weights, self.anatomy, seed=self.seed)
+        options = candidates(rows, self.anatomy.residual, seed=self.seed)
+        scores = []
+        for _, turn in options:
+            self.residual = turn
+            scores.append(float(np.mean([s.cosine for layer in self.probes for s in self._mlps(layer, layer)[1]] or [0.0])))
+        chosen = simplest(scores) if max(scores) >= LEAST_SHOWN else int(np.argmax(scores))
+        family, self.residual = options[chosen]
+        self._norms()
+        self._refine(rows, family)
+        self._attention()
+        floor = self._floor()
+        fits = [self._layer(layer, layer) for layer in self.probes]
+        shown = [s for fit in fits for s in fit.shown]
+        cosine = float(np.mean([s.cosine for s in shown])) if shown else 0.0
+        layers: tuple[LayerFit, ...] = ()
+        if holds(cosine, floor):
+            done = {fit.layer.number: fit for fit in fits}
+            layers = tuple(done.get(x.number) or self._layer(x, x) for x in self.anatomy.layers)
+            shown = [s for fit in layers for s in fit.shown]
+            cosine = float(np.mean([s.cosine for s in shown]))
+        return StackFit(
+            anatomy=self.anatomy, residual=self.residual, family=family, fitted_on=self._fitted_on(rows, family),
+            norms=self.norms, folded=self._folded(layers) if layers else False, size=self.size, families=self.families,
+            layers=layers, shown=tuple(shown), cosine=cosine, floor=floor,
+        )  # fmt: skip
+
+    def _guessed(self) -> dict[str, int | None]:
+        """Which norm stands before the MLP: the last one of a layer, until values say otherwise."""
+        count = min(len(layer.gains) for layer in self.anatomy.layers)
+        return {"mlp": count - 1 if count else None, "attention": 0 if count else None}
+
+    def _mlps(self, one: Layer, two: Layer) -> tuple[list[Hidden], list[Shown]]:
+        fits, shown = [], []
+        for a, b in zip(one.mlps, two.mlps, strict=False):
+            if a.units != b.units or len(a.readers) != len(b.readers):
+                continue
+            writers = [self.sides(p, other=q) for p, q in zip(a.writers, b.writers, strict=True)]
+            fit = fit_hidden(self.readers(a, b, one, two), writers, seed=self.seed)
+            fits.append(fit)
+            shown.append(Shown(b.writers[0].name, fit.shown, b.units[1]))
+        return fits, shown
+
+    def _norms(self) -> None:
+        """Lets values choose the norm before each kind of reader."""
+        count = min(len(layer.gains) for layer in self.anatomy.layers)
+        if count < 2:
+            return
+        guess = self.norms["mlp"]
+        scores: dict[int | None, float] = {}
+        for at in range(count):
+            self.norms["mlp"] = at
+            found = [
+                self._alike(self.readers(m, m, layer, layer)) for layer in self.probes for m in layer.mlps
+            ]
+            scores[at] = float(np.mean(found)) if found else 0.0
+        best = max(scores, key=lambda at: scores[at])
+        self.norms["mlp"] = best if better(scores[best], scores[guess]) else guess
+        rest = [at for at in range(count) if at != self.norms["mlp"]]
+        self.norms["attention"] = rest[0]
+
+    def _alike(self, readers: Sequence[Sides]) -> float:
+        """Mean likeness of units matched on these readers."""
+        take = match_units([a for a, _ in readers], [b for _, b in readers], seed=self.seed)
+        return float(np.mean([np.abs(unit_cosines(a[take], b)) for a, b in readers]))
+
+    def _refine(self, rows: Frame | None, family: str) -> None:
+        """Fits the residual transform again with what the matched units of the probes read."""
+        if family == "identity" or rows is None:
+            return
+        pairs = [(rows.a, rows.b)]
+        for layer in self.probes:
+            for mlp in layer.mlps:
+                gains = self.gains("mlp", layer, layer)
+                turned = self.readers(mlp, mlp, layer, layer)
+                take = match_units([a for a, _ in turned], [b for _, b in turned], seed=self.seed)
+                for part, (one, two) in zip(mlp.readers, turned, strict=True):
+                    near = np.abs(unit_cosines(one[take], two)) > 0.5
+                    sign = np.sign(unit_cosines(one[take], two))[:, None]
+                    size = float(np.sqrt(np.mean(np.square(two)))) or 1.0
+                    raw = self.weights.part(0, part, gains[0])[take]
+                    pairs.append(((raw * sign)[near] / size, two[near] / size))
+        a, b = np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
+        self.residual = rotation_of(b.T @ a) if family == "rotation" else order_of(a, b, seed=self.seed)
+
+    def _attention(self) -> None:
+        """Head size, norm and families of transforms, from the probes."""
+        blocks = list(self._blocks(self.probes))
+        sizes = head_sizes(blocks[0]) if blocks else []
+        if not sizes:
+            return
+        self.size = likely_size(blocks, sizes)
+        guess = self.norms["attention"]
+        scores: dict[int | None, float] = {}
+        for at in range(min(len(layer.gains) for layer in self.anatomy.layers)):
+            self.norms["attention"] = at
+            scores[at] = float(np.mean([agreement(b, self.size) for b in self._blocks(self.probes)]))
+        if scores:
+            best = max(scores, key=lambda at: scores[at])
+            self.norms["attention"] = best if better(scores[best], scores[guess]) else guess
+            blocks = list(self._blocks(self.probes))
+        self.families, score = choose_families(blocks, self.size, seed=self.seed)
+        for size in sizes:
+            families, reached = choose_families(blocks, size, seed=self.seed)
+            if better(reached, score):
+                self.size, self.families, score = size, families, reached
+
+    def _blocks(self, layers: Sequence[Layer]) -> Iterator[Block]:
+        for layer in layers:
+            for block in layer.attentions:
+                yield self.block(layer, layer, block, block)
+
+    def _layer(self, one: Layer, two: Layer) -> LayerFit:
+        mlps, _ = self._mlps(one, two)
+        heads = []
+        if self.size is not None and self.families is not None:
+            for a, b in zip(one.attentions, two.attentions, strict=False):
+                heads.append(fit_heads(self.block(one, two, a, b), self.size, self.families, seed=self.seed))
+        return LayerFit(two, tuple(mlps), tuple(heads))
+
+    def _floor(self) -> float:
+        """What different layers of the two models show of each other, fitted the same way; 0 for a single layer."""
+        found = []
+        layers = self.anatomy.layers
+        for layer in self.probes[:MISPAIRED]:
+            at = layers.index(layer)
+            other = layers[(at + 1) % len(layers)]
+            if other is not layer and _alike(layer, other):
+                shown = [abs(s.cosine) for s in self._layer(layer, other).shown]
+                found += [float(np.mean(shown))] if shown else []
+        return max(found, default=0.0)
+
+    def _fitted_on(self, rows: Frame | None, family: str) -> tuple[str, ...]:
+        if family == "identity" or rows is None:
+            return ()
+        probes = [p.name for layer in self.probes for mlp in layer.mlps for p in mlp.readers]
+        return tuple(dict.fromkeys((*rows.tensors, *probes)))
+
+    def _folded(self, fits: Sequence[LayerFit]) -> bool:
+        """Whether readers agree better once the gains of their norms are folded into them."""
+        raw, folded = [], []
+        for fit in fits[:PROBES]:
+            for mlp, hidden in zip(fit.layer.mlps, fit.mlps, strict=True):
+                for gains, into in (((None, None), raw), (self.gains("mlp", fit.layer, fit.layer), folded)):
+                    for part, turn in zip(mlp.readers, hidden.readers, strict=True):
+                        one, two = self.sides(part, gains)
+                        into.append(float(np.mean(np.abs(unit_cosines(turn.over(one, 0), two)))))
+        return bool(raw) and better(float(np.mean(folded)), float(np.mean(raw)))
+
+
+def _alike(one: Layer, two: Layer) -> bool:
+    """Whether two layers have the same shapes."""
+    mlps = [[m.units for m in layer.mlps] for layer in (one, two)]
+    blocks = [[(b.query.units, b.key.units) for b in layer.attentions] for layer in (one, two)]
+    return mlps[0] == mlps[1] and blocks[0] == blocks[1]
