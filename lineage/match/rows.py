@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import decode, encode
 from lineage.match.values import SMALL, Values
-from lineage.match.words import skeleton
+from lineage.match.words import families
 
 __all__ = ["Provenance", "View", "exact_rows", "near_rows", "views"]
 
@@ -144,16 +144,41 @@ def _owners(values: Values, names: Iterable[str]) -> dict[int, list[tuple[str, V
 def _gather(
     values: Values, owners: list[tuple[str, View]], chosen: NDArray[np.int64]
 ) -> tuple[_Rows, NDArray[np.float32]]:
-    parts = [columns(values, name, view, chosen) for name, view in owners]
-    heights = [len(p) for p in parts]
-    owner = np.repeat(np.arange(len(owners)), heights)
-    row = np.concatenate([np.arange(h) for h in heights]) if heights else np.empty(0, np.int64)
-    stacked = np.concatenate(parts) if parts else np.empty((0, len(chosen)), np.float32)
-    return _Rows(owners, owner, row), stacked
+    alike: dict[tuple[tuple[int, ...], View], list[str]] = defaultdict(list)
+    for name, view in owners:
+        alike[values.shape(name), view].append(name)
+    parts, listed, heights = [], [], []
+    for (shape, view), names in alike.items():
+        height = math.prod(shape[i] for i in view.rows)
+        many = max(1, SMALL // max(1, math.prod(shape)))
+        for low in range(0, len(names), many):
+            parts.append(_together(values, names[low : low + many], shape, view, chosen))
+        listed += [(name, view) for name in names]
+        heights += [height] * len(names)
+    if not parts:
+        return _Rows([], np.empty(0, np.int64), np.empty(0, np.int64)), np.empty((0, len(chosen)), np.float32)
+    owner = np.repeat(np.arange(len(listed)), heights)
+    starts = np.repeat(np.cumsum([0, *heights[:-1]]), heights)
+    return _Rows(listed, owner, np.arange(len(owner)) - starts), np.concatenate(parts)
+
+
+def _together(
+    values: Values, names: list[str], shape: tuple[int, ...], view: View, chosen: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The chosen columns of every row of equal tensors, one tensor after the other."""
+    if len(names) == 1:
+        return columns(values, names[0], view, chosen)
+    whole = np.stack([values.whole(n) for n in names]).reshape(len(names), *shape)
+    turned = whole.transpose(0, *(i + 1 for i in view.rows + view.columns))
+    picked: NDArray[np.float32] = turned.reshape(-1, math.prod(shape[i] for i in view.columns))[:, chosen]
+    return picked
 
 
 def _keys(samples: NDArray[np.float32], level: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """One 64-bit key a row, and which rows say something (not constant, all finite)."""
+    if len(samples) > MANY_ROWS:
+        done = [_keys(samples[low : low + MANY_ROWS], level) for low in range(0, len(samples), MANY_ROWS)]
+        return np.concatenate([k for k, _ in done]), np.concatenate([s for _, s in done])
     rounded = decode(encode(samples, level), level).astype(np.float32) + np.float32(0)
     says = np.isfinite(rounded).all(axis=1) & (rounded != rounded[:, :1]).any(axis=1)
     weights = np.random.default_rng(20_241).integers(1, 2**63, rounded.shape[1], dtype=np.uint64) * np.uint64(
@@ -164,19 +189,6 @@ def _keys(samples: NDArray[np.float32], level: str) -> tuple[NDArray[np.uint64],
     codes *= np.uint64(0x9E3779B97F4A7C15)
     codes ^= codes >> np.uint64(29)
     return (codes * weights).sum(axis=1, dtype=np.uint64), says
-
-
-def families(names: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Up to three representatives of every family of names that differ in numbers only, and the family of each."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[skeleton(name)].append(name)
-    first, family = [], {}
-    for members in groups.values():
-        for name in dict.fromkeys((members[0], members[len(members) // 2], members[-1])):
-            first.append(name)
-            family[name] = members
-    return first, family
 
 
 def _spread(first: list[str], family: dict[str, list[str]], found: Iterable[str]) -> list[str]:
@@ -315,9 +327,7 @@ def _nearest(
     shape = b.shape(name)
     height = math.prod(shape[i] for i in view.rows)
     probes = _probes(height, PROBES if len(unit_a) < MANY_ROWS else PROBES // 2, seed)
-    scores = _unit(columns(b, name, view, chosen, probes)) @ unit_a.T
-    top = scores.argmax(axis=1)
-    high = scores[np.arange(len(top)), top]
+    top, high = _highest(_unit(columns(b, name, view, chosen, probes)), unit_a)
     noise = 1 / math.sqrt(max(1, len(chosen) - 1))
     alone = 3.0 if height == 1 else 0.0  # one row has no others to bear it out
     floor = max(LEAST_COSINE, noise * (math.sqrt(2 * math.log(max(2, len(unit_a)))) + alone))
@@ -329,16 +339,28 @@ def _nearest(
     owners = owners[(votes >= 2) | (votes >= 0.02 * sure.sum())] if height > 1 else owners
     inside = np.flatnonzero(np.isin(rows.owner, owners))
     full = _unit(columns(b, name, view, chosen))
-    place = np.empty(height, np.int64)
-    value = np.empty(height, np.float32)
-    step = max(1, (64 << 20) // (4 * max(1, len(inside))))
-    for low in range(0, height, step):
-        part = full[low : low + step] @ unit_a[inside].T
-        where = part.argmax(axis=1)
-        place[low : low + step] = inside[where]
-        value[low : low + step] = part[np.arange(len(where)), where]
+    where, value = _highest(full, unit_a[inside])
+    place = inside[where]
     floor = max(LEAST_COSINE, noise * math.sqrt(2 * math.log(max(2, len(inside)))))
     found = np.where(value > floor, place, -1)
     if not (found >= 0).any():
         return None
     return float(np.where(found >= 0, value, 0).mean()), _provenance(name, view, rows, found)
+
+
+def _highest(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """For each row of `mine` the row of `theirs` with the highest product, and the product."""
+    place = np.zeros(len(mine), np.int64)
+    value = np.full(len(mine), -np.inf, np.float32)
+    for low in range(0, len(theirs), MANY_ROWS):
+        some = theirs[low : low + MANY_ROWS].T
+        step = max(1, (64 << 20) // (4 * some.shape[1]))
+        for first in range(0, len(mine), step):
+            part = slice(first, first + step)
+            scores = mine[part] @ some
+            where = scores.argmax(axis=1)
+            high = scores[np.arange(len(where)), where]
+            better = high > value[part]
+            place[part] = np.where(better, where + low, place[part])
+            value[part] = np.where(better, high, value[part])
+    return place, value

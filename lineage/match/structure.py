@@ -107,7 +107,7 @@ class Structure:
         found: dict[str, tuple[str, How]] = {}
         if not self.expected:
             for family, other in self._families(left_a, left_b):
-                found |= {y: (x, self.score(x, y)[1]) for x, y in zip(family, other, strict=True)}
+                found |= {y: (x, "name" if x == y else "structure") for x, y in zip(family, other, strict=True)}
         used = {x for x, _ in found.values()}
         rest_a, rest_b = [n for n in left_a if n not in used], [n for n in left_b if n not in found]
         found |= self._singles(rest_a, rest_b)

@@ -51,12 +51,16 @@ class Values:
         self.checkpoint = checkpoint
         self._kept: OrderedDict[str, NDArray[Any]] = OrderedDict()
         self._bytes = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._samples: dict[str, NDArray[np.float32]] = {}
         self._lock = threading.Lock()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Axes of a tensor without those of length one."""
-        return tuple(n for n in self.checkpoint.specs[name].shape if n != 1)
+        found = self._shapes.get(name)
+        if found is None:
+            found = self._shapes[name] = tuple(n for n in self.checkpoint.specs[name].shape if n != 1)
+        return found
 
     def size(self, name: str) -> int:
         """Number of elements."""

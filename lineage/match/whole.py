@@ -10,12 +10,14 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import decode, encode
 from lineage.match.values import Values, lattice
+from lineage.match.words import families
 
 __all__ = ["Whole", "exact", "near"]
 
@@ -31,6 +33,8 @@ LEAST_COSINE = 0.3
 LEAST_Z = 8.0
 #: distance to the runner-up, as a share of the best
 LEAST_MARGIN = 0.25
+#: pairs of one size from which on families are sampled first
+MANY_PAIRS = 10_000_000
 
 Order = tuple[int, ...]
 
@@ -50,25 +54,26 @@ class Whole:
         self.cosine, self.margin, self.ties = cosine, margin, ties
 
 
-def orders(shape: Sequence[int], target: Sequence[int]) -> list[Order]:
+@lru_cache(1 << 14)
+def orders(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[Order, ...]:
     """Orders of the axes of `shape` that reshape to `target`, the plain one first.
 
     Examples
     --------
     >>> orders((4, 8, 2), (8, 8))
-    [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)]
+    ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1))
     >>> orders((3, 5), (5, 3))
-    [(1, 0)]
+    ((1, 0),)
     """
     if len(shape) > 5 or math.prod(shape) != math.prod(target):
-        return []
+        return ()
     wanted = set(itertools.accumulate(target, lambda x, y: x * y))
     found = []
     for order in itertools.permutations(range(len(shape))):
         edges = set(itertools.accumulate((shape[i] for i in order), lambda x, y: x * y))
         if edges <= wanted or wanted <= edges:
             found.append(order)
-    return found
+    return tuple(found)
 
 
 def moved(positions: NDArray[np.int64], shape: Sequence[int], order: Order) -> NDArray[np.int64]:
@@ -171,7 +176,12 @@ def near(a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *
         for shape, members in by_shape.items():
             places = lattice(shape, SAMPLE, seed)
             trials = [(n, o) for n in candidates for o in orders(a.shape(n), shape)]
-            if trials:
+            if len(trials) * len(members) > MANY_PAIRS:
+                # a family of which no representative is found is not looked at: experts of a stranger are many
+                first, family = families(members)
+                hits = [w.b for w in _best(a, b, first, trials, places)]
+                members = list(dict.fromkeys(n for name in hits for n in family[name]))
+            if trials and members:
                 found += _best(a, b, members, trials, places)
     return found
 
@@ -193,8 +203,9 @@ def _best(
     for start in range(0, len(trials), block):
         some = trials[start : start + block]
         theirs = _standard(np.stack([a.at(n, moved(places, a.shape(n), o)) for n, o in some]))
-        for low in range(0, len(members), 4096):
-            scores = mine[low : low + 4096] @ theirs.T
+        step = max(1, (64 << 20) // (4 * len(some)))
+        for low in range(0, len(members), step):
+            scores = mine[low : low + step] @ theirs.T
             top = scores.argmax(axis=1)
             rows = np.arange(len(top))
             high = scores[rows, top]

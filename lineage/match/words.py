@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import lru_cache
 
-__all__ = ["Roles", "ancestors", "leaf", "load_order", "load_roles", "numbers", "skeleton", "stem", "tokens"]
+__all__ = [
+    "Roles",
+    "ancestors",
+    "families",
+    "leaf",
+    "load_order",
+    "load_roles",
+    "numbers",
+    "skeleton",
+    "stem",
+    "tokens",
+]
 
 _SEPARATOR = re.compile(r"[./_\s\[\]'-]+")
 
@@ -102,6 +114,19 @@ def skeleton(name: str) -> str:
     'layers.#.w1'
     """
     return _NUMBER.sub("#", name)
+
+
+def families(names: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Up to three representatives of every family of names that differ in numbers only, and the family of each."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[skeleton(name)].append(name)
+    first, family = [], {}
+    for members in groups.values():
+        for name in dict.fromkeys((members[0], members[len(members) // 2], members[-1])):
+            first.append(name)
+            family[name] = members
+    return first, family
 
 
 def load_roles() -> Roles:
