@@ -12,16 +12,17 @@ from lineage.layout.induce import Match, induce
 from lineage.layout.mapping import Mapping, Side, settled
 from lineage.match.certify import Certified, certify
 from lineage.match.chains import Names, reordered
-from lineage.match.fuse import components, matches
+from lineage.match.fuse import components
+from lineage.match.fuse import matches as explained
 from lineage.match.joined import joined
 from lineage.match.rows import Provenance, exact_rows, near_rows
 from lineage.match.siblings import siblings
 from lineage.match.structure import Links, Structure
-from lineage.match.values import Values, coarsest
+from lineage.match.values import PLACES, Values, coarsest
 from lineage.match.whole import Whole, exact, near
 from lineage.match.words import Roles, load_roles
 
-__all__ = ["find_mapping"]
+__all__ = ["Finder", "find_mapping"]
 
 #: correlation from which on two tensors are taken for one without looking at their rows first
 UNDOUBTED = 0.95
@@ -45,16 +46,23 @@ def find_mapping(
     -------
     a mapping whose rules carry their evidence; what corresponds to nothing is listed in it, never forced
     """
-    finder = _Finder(a, b, seed=seed, threads=threads, progress=progress or (lambda step: None))
+    finder = Finder(a, b, seed=seed, threads=threads, progress=progress or (lambda step: None))
     finder.run()
     return finder.mapping()
 
 
-class _Finder:
-    """State of one search: what is matched, what is left."""
+class Finder:
+    """State of one search: what is matched, what is left.
 
-    def __init__(self, a: Checkpoint, b: Checkpoint, *, seed: int, threads: int, progress: Progress) -> None:
-        self.a, self.b = Values(a), Values(b)
+    Parameters
+    ----------
+    places : values of a tensor behind a guess from structure
+    """
+
+    def __init__(
+        self, a: Checkpoint, b: Checkpoint, *, seed: int, threads: int, progress: Progress, places: int = PLACES
+    ) -> None:
+        self.a, self.b = Values(a, places=places), Values(b, places=places)
         self.seed, self.threads, self.progress = seed, threads, progress
         self.level = coarsest(a, b)
         self.names = Names()
@@ -92,8 +100,8 @@ class _Finder:
     def run(self) -> None:
         """All steps, each on what the ones before left over."""
         self.progress("whole tensors")
-        self.wholes(exact(self.a, self.b, self._all(self.a), self.left_b(), level=self.level, seed=self.seed))
-        alike = near(self.a, self.b, self._all(self.a), self.left_b(), seed=self.seed)
+        self.wholes(exact(self.a, self.b, self.everything(self.a), self.left_b(), level=self.level, seed=self.seed))
+        alike = near(self.a, self.b, self.everything(self.a), self.left_b(), seed=self.seed)
         self.wholes([w for w in alike if w.cosine >= UNDOUBTED])
         self.progress("rows")
         self.rows(
@@ -105,19 +113,23 @@ class _Finder:
             for matrices in (True, False):
                 left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
                 self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
+        self.by_place()
+        self.progress("certifying")
+        self.certified = certify(self.a, self.b, [*self.matches(), *self.extra], threads=self.threads)
+
+    def by_place(self) -> None:
+        """What the matches so far, and structure, say of the rest."""
         self.progress("biases and gains")
-        for match in siblings(self.a, self.b, list(self._matches()), self.left_a(), self.left_b(), self.names):
+        for match in siblings(self.a, self.b, list(self.matches()), self.left_a(), self.left_b(), self.names):
             self.keep(match)
         self.progress("structure")
         self.structure()
         if not self._expected():
             for match in joined(self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles):
                 self.keep(match)
-            for match in siblings(self.a, self.b, list(self._matches()), self.left_a(), self.left_b(), self.names):
+            for match in siblings(self.a, self.b, list(self.matches()), self.left_a(), self.left_b(), self.names):
                 self.keep(match)
         self.ties()
-        self.progress("certifying")
-        self.certified = certify(self.a, self.b, [*self._matches(), *self.extra], threads=self.threads)
 
     def _expected(self) -> float:
         """The cosine that values show where they tell, 0 where they tell for less than a third of B."""
@@ -125,10 +137,12 @@ class _Finder:
         share = sum(self.b.size(t) for t, _ in valued) / max(1, self.b.checkpoint.parameters)
         return float(np.median([1.0 if c is None else c for _, c in valued])) if share > 1 / 3 else 0.0
 
-    def _all(self, values: Values) -> list[str]:
+    def everything(self, values: Values) -> list[str]:
+        """All tensors of one side that hold anything."""
         return [s.name for s in values.checkpoint if s.size]
 
-    def _matches(self) -> Iterable[Match]:
+    def matches(self) -> Iterable[Match]:
+        """What was taken in, each match once."""
         return dict.fromkeys(self.found.values())
 
     def wholes(self, found: Sequence[Whole]) -> None:
@@ -155,7 +169,7 @@ class _Finder:
     def rows(self, found: Sequence[Provenance], *, exactly: bool) -> None:
         """Takes fusions, splits and permutations in."""
         for component in components(found, self.a, exact=exactly):
-            for match in matches(component, self.a, self.b, self.names, exact=exactly):
+            for match in explained(component, self.a, self.b, self.names, exact=exactly):
                 self.keep(match)
 
     def structure(self) -> None:
@@ -170,8 +184,8 @@ class _Finder:
         left = self.left_a()
         if not left:
             return
-        matched = [s for m in self._matches() if len(m.sources) == len(m.targets) == 1 for s in _flat(m.sources)]
-        by_source = {m.sources[0]: m for m in self._matches() if len(m.sources) == len(m.targets) == 1}
+        matched = [s for m in self.matches() if len(m.sources) == len(m.targets) == 1 for s in _flat(m.sources)]
+        by_source = {m.sources[0]: m for m in self.matches() if len(m.sources) == len(m.targets) == 1}
         for whole in exact(self.a, self.a, matched, left, level="F32", seed=self.seed):
             twin = by_source[whole.a]
             if self.a.checkpoint.specs[whole.a].shape == self.a.checkpoint.specs[whole.b].shape:

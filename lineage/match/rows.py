@@ -19,7 +19,20 @@ from lineage.checkpoint.dtypes import decode, encode
 from lineage.match.values import SMALL, Values
 from lineage.match.words import families
 
-__all__ = ["Provenance", "View", "exact_rows", "near_rows", "views"]
+__all__ = [
+    "Provenance",
+    "Rows",
+    "View",
+    "columns",
+    "contiguous",
+    "exact_rows",
+    "families",
+    "highest",
+    "near_rows",
+    "probe_rows",
+    "provenance",
+    "views",
+]
 
 #: columns of a row that make its key, and columns that a correlation is taken over
 KEY = 16
@@ -91,7 +104,7 @@ def columns(
     shape = values.shape(name)
     height = math.prod(shape[i] for i in view.rows)
     width = math.prod(shape[i] for i in view.columns)
-    if values.size(name) <= SMALL or not values.checkpoint.specs[name].plain or not _contiguous(view):
+    if values.size(name) <= SMALL or not values.checkpoint.specs[name].plain or not contiguous(view):
         full = values.whole(name).reshape(shape).transpose(view.rows + view.columns).reshape(height, width)
         return full[:, chosen] if rows is None else full[rows][:, chosen]
     if view.rows and view.columns and view.rows[0] < view.columns[0] or not view.rows:
@@ -109,7 +122,7 @@ def columns(
     return np.stack([values.rows(name, c, c + 1, height)[0] for c in chosen.tolist()], axis=1)
 
 
-def _contiguous(view: View) -> bool:
+def contiguous(view: View) -> bool:
     """True where rows and columns are each an unbroken run of axes."""
     joined = view.rows + view.columns
     turned = view.columns + view.rows
@@ -123,7 +136,7 @@ def _chosen(width: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(rng.choice(width, count, replace=False)).astype(np.int64)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Rows of many tensors under one width."""
 
     owners: list[tuple[str, View]]
@@ -143,7 +156,7 @@ def _owners(values: Values, names: Iterable[str]) -> dict[int, list[tuple[str, V
 
 def _gather(
     values: Values, owners: list[tuple[str, View]], chosen: NDArray[np.int64]
-) -> tuple[_Rows, NDArray[np.float32]]:
+) -> tuple[Rows, NDArray[np.float32]]:
     alike: dict[tuple[tuple[int, ...], View], list[str]] = defaultdict(list)
     for name, view in owners:
         alike[values.shape(name), view].append(name)
@@ -156,10 +169,10 @@ def _gather(
         listed += [(name, view) for name in names]
         heights += [height] * len(names)
     if not parts:
-        return _Rows([], np.empty(0, np.int64), np.empty(0, np.int64)), np.empty((0, len(chosen)), np.float32)
+        return Rows([], np.empty(0, np.int64), np.empty(0, np.int64)), np.empty((0, len(chosen)), np.float32)
     owner = np.repeat(np.arange(len(listed)), heights)
     starts = np.repeat(np.cumsum([0, *heights[:-1]]), heights)
-    return _Rows(listed, owner, np.arange(len(owner)) - starts), np.concatenate(parts)
+    return Rows(listed, owner, np.arange(len(owner)) - starts), np.concatenate(parts)
 
 
 def _together(
@@ -215,9 +228,9 @@ class _Tables:
     def __init__(self, a: Values, names: Sequence[str], *, level: str, seed: int) -> None:
         self.a, self.level, self.seed = a, level, seed
         self.owners = _owners(a, names)
-        self.made: dict[int, tuple[_Rows, NDArray[np.int64], NDArray[np.uint64]]] = {}
+        self.made: dict[int, tuple[Rows, NDArray[np.int64], NDArray[np.uint64]]] = {}
 
-    def at(self, width: int) -> tuple[_Rows, NDArray[np.int64], NDArray[np.uint64]]:
+    def at(self, width: int) -> tuple[Rows, NDArray[np.int64], NDArray[np.uint64]]:
         """Rows of a width, the order that sorts their keys, and the sorted keys."""
         if width not in self.made:
             rows, samples = _gather(self.a, self.owners[width], _chosen(width, KEY, self.seed))
@@ -241,11 +254,11 @@ class _Tables:
                 keys, says = _keys(columns(b, name, view, chosen), self.level)
                 place = np.minimum(np.searchsorted(sorted_keys, keys), len(order) - 1)
                 hit = says & (sorted_keys[place] == keys)
-                _keep(best, _provenance(name, view, rows, np.where(hit, order[place], -1)))
+                _keep(best, provenance(name, view, rows, np.where(hit, order[place], -1)))
         return best
 
 
-def _provenance(name: str, view: View, rows: _Rows, found: NDArray[np.int64]) -> Provenance:
+def provenance(name: str, view: View, rows: Rows, found: NDArray[np.int64]) -> Provenance:
     owner = np.where(found >= 0, rows.owner[found] if len(rows.owner) else -1, -1)
     used = sorted(set(owner[owner >= 0].tolist()), key=lambda o: int(np.flatnonzero(owner == o)[0]))
     number = {o: i for i, o in enumerate(used)}
@@ -312,7 +325,7 @@ def _usual(a: Values, b: Values, found: list[tuple[float, Provenance]]) -> Prove
     return min((p for score, p in found if score >= SAME_SCORE * top), key=oddness)
 
 
-def _probes(height: int, count: int, seed: int) -> NDArray[np.int64]:
+def probe_rows(height: int, count: int, seed: int) -> NDArray[np.int64]:
     """Rows to look up: one from each of `count` equal stretches, so that no large part goes unseen."""
     if height <= count:
         return np.arange(height, dtype=np.int64)
@@ -321,13 +334,13 @@ def _probes(height: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _nearest(
-    b: Values, name: str, view: View, chosen: NDArray[np.int64], rows: _Rows, unit_a: NDArray[np.float32], seed: int
+    b: Values, name: str, view: View, chosen: NDArray[np.int64], rows: Rows, unit_a: NDArray[np.float32], seed: int
 ) -> tuple[float, Provenance] | None:
     """Provenance of one tensor under one view, with its mean correlation."""
     shape = b.shape(name)
     height = math.prod(shape[i] for i in view.rows)
-    probes = _probes(height, PROBES if len(unit_a) < MANY_ROWS else PROBES // 2, seed)
-    top, high = _highest(_unit(columns(b, name, view, chosen, probes)), unit_a)
+    probes = probe_rows(height, PROBES if len(unit_a) < MANY_ROWS else PROBES // 2, seed)
+    top, high = highest(_unit(columns(b, name, view, chosen, probes)), unit_a)
     noise = 1 / math.sqrt(max(1, len(chosen) - 1))
     alone = 3.0 if height == 1 else 0.0  # one row has no others to bear it out
     floor = max(LEAST_COSINE, noise * (math.sqrt(2 * math.log(max(2, len(unit_a)))) + alone))
@@ -339,16 +352,16 @@ def _nearest(
     owners = owners[(votes >= 2) | (votes >= 0.02 * sure.sum())] if height > 1 else owners
     inside = np.flatnonzero(np.isin(rows.owner, owners))
     full = _unit(columns(b, name, view, chosen))
-    where, value = _highest(full, unit_a[inside])
+    where, value = highest(full, unit_a[inside])
     place = inside[where]
     floor = max(LEAST_COSINE, noise * math.sqrt(2 * math.log(max(2, len(inside)))))
     found = np.where(value > floor, place, -1)
     if not (found >= 0).any():
         return None
-    return float(np.where(found >= 0, value, 0).mean()), _provenance(name, view, rows, found)
+    return float(np.where(found >= 0, value, 0).mean()), provenance(name, view, rows, found)
 
 
-def _highest(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def highest(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """For each row of `mine` the row of `theirs` with the highest product, and the product."""
     place = np.zeros(len(mine), np.int64)
     value = np.full(len(mine), -np.inf, np.float32)

@@ -18,12 +18,14 @@ from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.dtypes import FLOATS, decode
 from lineage.layout.mapping import How
 
-__all__ = ["Values", "agreement", "coarsest", "lattice"]
+__all__ = ["PLACES", "Values", "agreement", "coarsest", "lattice"]
 
 #: tensors up to this many elements are read whole
 SMALL = 1 << 16
 #: bytes of decoded small tensors that are kept
 KEPT = 192 << 20
+#: values of a sample: a few thousand tell two tensors apart
+PLACES = 2048
 #: elements between two wanted ones below which one read serves both
 GAP = 512
 
@@ -45,10 +47,15 @@ def coarsest(*checkpoints: Checkpoint) -> str:
 
 
 class Values:
-    """Reads values of one checkpoint as float32, by tensor name; safe to share between threads."""
+    """Reads values of one checkpoint as float32, by tensor name; safe to share between threads.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    Parameters
+    ----------
+    places : values of a sample
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, places: int = PLACES) -> None:
+        self.checkpoint, self.places = checkpoint, places
         self._kept: OrderedDict[str, NDArray[Any]] = OrderedDict()
         self._bytes = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -99,9 +106,9 @@ class Values:
         return out
 
     def sample(self, name: str) -> NDArray[np.float32]:
-        """A few thousand values, at the same places of every tensor of a shape."""
+        """Some values, at the same places of every tensor of a shape."""
         if name not in self._samples:
-            self._samples[name] = self.at(name, lattice(self.shape(name), 2048, 0))
+            self._samples[name] = self.at(name, lattice(self.shape(name), self.places, 0))
         return self._samples[name]
 
     def rows(self, name: str, start: int, stop: int, width: int) -> NDArray[np.float32]:
@@ -164,6 +171,6 @@ def agreement(x: NDArray[np.float32], y: NDArray[np.float32], expected: float = 
     if flat_u or flat_v:
         return ("structure" if flat_u and flat_v and u[0] == v[0] else None), 0.0
     r = float(np.corrcoef(u, v)[0, 1])
-    if r > max(AGAINST, expected / 2, TELLING / math.sqrt(len(u))):
-        return "values", r
+    if r > max(AGAINST, expected / 2):
+        return ("values" if r * math.sqrt(len(u)) > TELLING else "structure"), r
     return ("structure" if len(u) < ENOUGH else None), r

@@ -156,8 +156,14 @@ def _standard(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     return (centred / safe).astype(np.float32)
 
 
-def near(a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int) -> list[Whole]:
+def near(
+    a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int, places: int = SAMPLE
+) -> list[Whole]:
     """Pairs of one size whose correlation over sampled places stands far above chance and above the runner-up.
+
+    Parameters
+    ----------
+    places : of a tensor that are sampled
 
     Notes
     -----
@@ -174,15 +180,15 @@ def near(a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *
         for name in group:
             by_shape[b.shape(name)].append(name)
         for shape, members in by_shape.items():
-            places = lattice(shape, SAMPLE, seed)
+            sampled = lattice(shape, places, seed)
             trials = [(n, o) for n in candidates for o in orders(a.shape(n), shape)]
             if len(trials) * len(members) > MANY_PAIRS:
                 # a family of which no representative is found is not looked at: experts of a stranger are many
                 first, family = families(members)
-                hits = [w.b for w in _best(a, b, first, trials, places)]
+                hits = [w.b for w in _best(a, b, first, trials, sampled)]
                 members = list(dict.fromkeys(n for name in hits for n in family[name]))
             if trials and members:
-                found += _best(a, b, members, trials, places)
+                found += _best(a, b, members, trials, sampled)
     return found
 
 
