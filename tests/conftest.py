@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ hypothesis.settings.register_profile(
     "lineage", max_examples=60, deadline=None, derandomize=True, database=None, print_blob=True
 )
 hypothesis.settings.load_profile("lineage")
+
+# arrays of tests are tiny: threads of BLAS cost more than they bring, and tests may run beside each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "diff": "Compare tensor by tensor: structure and figures.",
     "map": "Find how the tensors of B are laid out in A.",
     "apply": "Fill B's layout from A's weights, or the other way round.",
-    "lora": "Carry adapters (LoRA) from A over to B.",
+    "lora": "Adapters (LoRA): carry them from A over to B, inspect, extract, merge, resize, check.",
     "inspect": "Show what a checkpoint holds and what it says of its origin.",
     "example": "Write small real models to try everything on.",
 }

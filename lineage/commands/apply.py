@@ -27,8 +27,8 @@ def apply_command(settings: Settings, mapping: str, checkpoint: str, out: str, i
 
     Example: lineage apply mapping.yaml DIR/base -o DIR/as-suspect.safetensors
     """
-    from lineage.filling import apply
     from lineage.checkpoint import open_checkpoint
+    from lineage.filling import apply
     from lineage.layout.document import read_mapping
 
     rules = read_mapping(mapping)

@@ -39,6 +39,7 @@ _WIDE = 160
 @click.option("--exit-code", is_flag=True, help="Exit 1 where anything differs.")
 @click.option("--groups", "groups_file", metavar="FILE", help="YAML with name patterns of groups and layers.")
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="Elements behind ranks and quantiles.  [4194304]")
+@click.option("--spectrum", is_flag=True, help="Also ranks and leading directions of B - A, matrix by matrix.")
 @common_options
 def diff_command(
     settings: Settings,
@@ -57,6 +58,7 @@ def diff_command(
     exit_code: bool,
     groups_file: str | None,
     samples: int | None,
+    spectrum: bool,
 ) -> int:
     """Compare B with A tensor by tensor: what was added, removed, reshaped or changed, by how much and where.
 
@@ -80,7 +82,8 @@ def diff_command(
         progress.step("comparing")
         found = diff(
             one, two, threads=settings.threads, seed=settings.seed, sample=samples or SAMPLE, device=settings.device,
-            threshold=threshold, groups=groups, wanted=_wanted(only, exclude, one, two), progress=progress.count,
+            threshold=threshold, groups=groups, wanted=_wanted(only, exclude, one, two), spectra=spectrum,
+            progress=progress.count,
             matching=lambda: progress.step("no name occurs in both: pairing tensors by their values"),
         )  # fmt: skip
     _write(found, outputs, (a, b), top, by)

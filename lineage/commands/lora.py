@@ -58,8 +58,8 @@ def inspect_command(settings: Settings, adapter: str, bases: tuple[str, ...], fo
     ]
     lines += [f"says of its base: {key}: {value}" for key, value in found.claims.items()]
     for fit in found.fits:
-        told = {True: ", and it is the file that it was trained on", False: ", but it was trained on another file"}
-        lines.append(f"fits {fit.path}: {fit.fitting} of {fit.keys} keys" + told.get(fit.hash, ""))  # type: ignore[call-overload]
+        told = {None: "", True: ", and it is the file that it was trained on", False: ", but it was trained on another"}
+        lines.append(f"fits {fit.path}: {fit.fitting} of {fit.keys} keys{told[fit.hash]}")
     lines += [f"mind: {text}" for text in found.ailments]
     _print(lines)
     if settings.verbose:

@@ -34,7 +34,7 @@ WRITTEN = {
 }
 #: matrices that the LoRA changes, its rank and alpha
 _LORA, _RANK, _ALPHA = ("q_proj.weight", "v_proj.weight", "up_proj.weight", "down_proj.weight"), 4, 8
-#: bytes of source that one model sees: what 250 steps can use, and a moment to read
+#: bytes of source that one model sees: what 200 steps can use, and a moment to read
 _TEXT_BYTES = 400_000
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -87,7 +87,7 @@ def _trained(text: bytes, *, seed: int, start: Arrays | None = None) -> Arrays:
     if start is not None:
         with torch.no_grad():
             network.flat.copy_(torch.cat([torch.from_numpy(value).reshape(-1) for value in start.values()]))
-    steps, rate = (250, 1e-2) if start is None else (60, 1e-3)
+    steps, rate = (200, 1e-2) if start is None else (60, 1e-3)
     train(Sizes(), network, text, steps=steps, rate=rate, seed=seed)
     return {name: _rounded(value.detach().numpy()) for name, value in network.tensors().items()}
 

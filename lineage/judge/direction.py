@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lineage.checkpoint.dtypes import FLOATS, decode, encode
 from lineage.judge.material import Material, counters
 from lineage.judge.relations.finding import Finding
-from lineage.judge.relations.values import lattice
+from lineage.judge.relations.values import MOST, lattice
 
 __all__ = ["find_direction"]
 
@@ -37,24 +37,24 @@ def _lattice(material: Material, tags: dict[str, Finding]) -> Direction | None:
         return None
     coarse_b = tags["quantized"].sentence.startswith("B")
     near = []
-    for sample in material.samples:
+    for sample in material.rows:
         fine, coarse = (sample.a, sample.b) if coarse_b else (sample.b, sample.a)
-        near.append(_is_rounding(fine, coarse))
-    if not near or min(near) < ROUNDED:
+        near += _is_rounding(fine, coarse)
+    if len(near) < MOST * len(material.rows) or not near or min(near) < ROUNDED:
         return None
     return "a-to-b" if coarse_b else "b-to-a"
 
 
-def _is_rounding(fine: NDArray[Any], coarse: NDArray[Any]) -> float:
-    """Share of values that lie within one step of the lattice."""
+def _is_rounding(fine: NDArray[Any], coarse: NDArray[Any]) -> list[float]:
+    """Share of values that lie within one step of the lattice; nothing where there is no lattice."""
     found = lattice(coarse)
     if found is None:
-        return 0.0
+        return []
     bits, block = found
     length = block or coarse.shape[1]
     step = np.abs(coarse.reshape(-1, length)).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
     off = np.abs(coarse.reshape(-1, length) - fine.reshape(-1, length))
-    return float(np.mean(off <= step))
+    return [float(np.mean(off <= step))]
 
 
 def _zeros(material: Material, tags: dict[str, Finding]) -> Direction | None:

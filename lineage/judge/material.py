@@ -26,7 +26,9 @@ Floats = NDArray[np.floating[Any]]
 Answer = TypeVar("Answer")
 
 #: rows and columns of a sampled part of a matrix; low ranks up to a quarter of it can be told
-SAMPLE_ROWS, SAMPLE_COLUMNS = 192, 1024
+SAMPLE_ROWS, SAMPLE_COLUMNS = 192, 512
+#: whole rows that are looked at for a lattice, and values where rows are short
+WHOLE_ROWS, WHOLE_VALUES = 8, 4096
 #: rows of a tensor behind its figures where no comparison was made: at least, and of all tensors together
 FEWEST_ROWS, MOST_ROWS = 4, 4096
 #: matrices that are sampled at most: three a template, so that early and late layers both speak
@@ -191,6 +193,13 @@ class Material(msgspec.Struct, frozen=True, dict=True):
         """Samples of some of the content that differs and is recognisable, spread over templates and layers."""
         return [self.sample(name) for name in spread_names([pair.name for pair in self.alike])]
 
+    @cached_property
+    def rows(self) -> list[Sample]:
+        """A few whole rows of the same tensors."""
+        specs = [self.b.specs[sample.name] for sample in self.samples]
+        counts = [max(WHOLE_ROWS, WHOLE_VALUES * spec.shape[0] // spec.size) for spec in specs]
+        return [self.sample(spec.name, rows=rows, columns=None) for spec, rows in zip(specs, counts, strict=True)]
+
     def has_twin(self, name: str) -> bool:
         """True where A's tensor is a near copy of another one of its template."""
         spec, key = self.a.specs[name], _NUMBER.sub("{}", name)
@@ -204,11 +213,12 @@ class Material(msgspec.Struct, frozen=True, dict=True):
                     return True
         return False
 
-    def sample(self, name: str, *, rows: int = SAMPLE_ROWS) -> Sample:
-        """At most so many neighbouring rows of one matched tensor."""
+    def sample(self, name: str, *, rows: int = SAMPLE_ROWS, columns: int | None = SAMPLE_COLUMNS) -> Sample:
+        """At most so many neighbouring rows and columns of one matched tensor."""
         spec, other = self.b.specs[name], self.filled.specs[name]
         window = _window(spec.shape, min(rows, SAMPLE_ROWS), np.random.default_rng([self.seed, spec.size % (1 << 31)]))
-        return Sample(name, _rows(self.filled, name, other.size, window), _rows(self.b, name, spec.size, window))
+        a, b = (_rows(c, name, s.size, window, columns) for c, s in ((self.filled, other), (self.b, spec)))
+        return Sample(name, a, b)
 
 
 def spread_names(names: Sequence[str]) -> list[str]:
@@ -245,11 +255,11 @@ def _window(shape: tuple[int, ...], most: int, rng: np.random.Generator) -> tupl
     return int(rng.integers(0, rows - taken + 1)), taken, columns
 
 
-def _rows(checkpoint: Checkpoint, name: str, size: int, window: tuple[int, int, int]) -> Floats:
+def _rows(checkpoint: Checkpoint, name: str, size: int, window: tuple[int, int, int], most: int | None) -> Floats:
     first, rows, columns = window
     start, stop = first * columns, min(size, (first + rows) * columns)
     values = checkpoint.read(name, start, stop).reshape(-1, columns)
-    return values[:, : SAMPLE_COLUMNS if rows > 1 else None]
+    return values[:, : most if rows > 1 else None]
 
 
 def _rounded(values: Floats, word: str) -> Floats:

@@ -21,6 +21,8 @@ Floats = NDArray[np.floating[Any]]
 
 #: a part of a tensor up to this many elements is read in one piece, whatever the order of its axes
 WHOLE = 1 << 19
+#: elements of a matrix from which rows are not read whole where some of their places are wanted
+LARGE = 1 << 23
 #: places along the other axis that are looked at where units stand in columns and every place costs a read
 MOST_READS = 128
 #: features of a unit that are compared; more would not tell units apart any better
@@ -82,7 +84,7 @@ def token_frames(common: Common, found: Sequence[Matrix], *, seed: int) -> dict[
                 continue
             member = Member(matrix, side)
             rng = np.random.default_rng([seed, *matrix.b])
-            rows = spread(tokens, max(8, MOST_TOKENS // matrix.kernel), rng)
+            rows = _places(member, tokens, max(8, MOST_TOKENS // matrix.kernel), rng)
             rows = np.arange(tokens) if rows is None else rows
             whole = slice(0, max(matrix.a[side], matrix.b[side]))
             one = read_units(common.a, member, whole, length=matrix.a[side], features=rows).T
@@ -163,8 +165,10 @@ def read_units(
     axis = matrix.axes[member.side] - len(matrix.index)
     other = matrix.axes[1 - member.side] - len(matrix.index)
     start, stop, _ = window.indices(length)
+    width = size // inner[0]
+    if axis == 0 and features is not None and len(inner) == 2 and (stop - start) * width > LARGE:
+        return _neighbours(checkpoint, matrix.name, base, width, start, stop, features)
     if axis == 0:
-        width = size // length
         block = checkpoint.read(matrix.name, base + start * width, base + stop * width)
         block = block.reshape(stop - start, *inner[1:])
     elif other == 0 and axis == 1 and features is not None and size > WHOLE:
@@ -178,6 +182,17 @@ def read_units(
     return np.moveaxis(block, (axis, other), (0, 1)).reshape(stop - start, -1)
 
 
+def _neighbours(
+    checkpoint: Checkpoint, name: str, base: int, width: int, start: int, stop: int, features: NDArray[np.intp]
+) -> Floats:
+    """Part of each unit's row, from the first to the last feature, shape (units, features)."""
+    first, last = int(features[0]), int(features[-1]) + 1
+    rows = [
+        checkpoint.read(name, at + first, at + last) for at in range(base + start * width, base + stop * width, width)
+    ]
+    return np.stack(rows)[:, features - first]
+
+
 def _segments(
     checkpoint: Checkpoint, name: str, base: int, inner: Shape, start: int, stop: int, features: NDArray[np.intp]
 ) -> Iterator[Floats]:
@@ -189,9 +204,17 @@ def _segments(
         yield checkpoint.read(name, at + start * kernel, at + stop * kernel).reshape(stop - start, kernel)
 
 
-def spread(length: int, wanted: int, rng: np.random.Generator) -> NDArray[np.intp] | None:
-    """At most `wanted` places of an axis, ascending; None where that is all of them."""
-    return None if length <= wanted else np.sort(rng.choice(length, wanted, replace=False))
+def _places(member: Member, length: int, wanted: int, rng: np.random.Generator) -> NDArray[np.intp] | None:
+    """At most `wanted` places beside the units, ascending; None where that is all of them.
+
+    Neighbours where the units are rows of a large matrix, so that a row need not be read whole.
+    """
+    if length <= wanted:
+        return None
+    matrix = member.matrix
+    if matrix.axes[member.side] < matrix.axes[1 - member.side] and matrix.b[0] * matrix.b[1] > LARGE:
+        return np.arange(wanted) + int(rng.integers(0, length - wanted + 1))
+    return np.sort(rng.choice(length, wanted, replace=False))
 
 
 #: stands for a member that cannot be compared
@@ -211,7 +234,7 @@ def _features(
         return _NOTHING  # channels were cut: nothing says which feature is which
     shared = min(lengths)
     wanted = MOST_READS if costly else MOST_FEATURES
-    chosen = spread(shared, max(8, wanted // matrix.kernel), rng)
+    chosen = _places(member, shared, max(8, wanted // matrix.kernel), rng)
     return np.arange(shared) if chosen is None and lengths[0] != lengths[1] else chosen
 
 

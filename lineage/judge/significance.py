@@ -212,7 +212,7 @@ def _hidden(
             loaded.append((block, *pair))
     kept = _unalike(loaded)
     if not kept:
-        return None
+        return _nothing(axis, void, frames is not None) if void else None
     counts = [_count(one, two, seed + at) for at, (_, one, two) in enumerate(kept)]
     tries = _log10_pairings(common, axis, [block for block, _, _ in kept])
     control, mispaired = _control(kept, seed=seed)
@@ -236,6 +236,15 @@ def _hidden(
     ), counts, tries  # fmt: skip
 
 
+def _nothing(axis: Axis, void: str, through: bool) -> tuple[AxisTest, list[Counted], float]:
+    """The record of an axis of which nothing could be tested."""
+    test = AxisTest(
+        axis=axis.title, kind=axis.kind, frame="tokens" if through else "", blocks=0, units=0, fixed=0, ordered=0,
+        likeness=0.0, log10_p=0.0, void=void,
+    )  # fmt: skip
+    return test, [], 0.0
+
+
 def _channels(common: Common, axis: Axis, *, seed: int) -> AxisTest | None:
     """The best test on channels: one a matrix, since all of them may share their labels."""
     best: tuple[float, Counted, Block] | None = None
@@ -252,7 +261,7 @@ def _channels(common: Common, axis: Axis, *, seed: int) -> AxisTest | None:
             if best is None or p < best[0]:
                 best = p, count, block
     if best is None:
-        return None
+        return _nothing(axis, void, False)[0] if void else None
     p, count, block = best
     return AxisTest(
         axis=f"{axis.title} in {template(block.path)}", kind="channels", blocks=1, units=count.matched,

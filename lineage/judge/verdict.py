@@ -8,6 +8,7 @@ import msgspec
 
 from lineage.checkpoint import Checkpoint
 from lineage.filling import Filled
+from lineage.judge.axes import FEWEST_UNITS
 from lineage.judge.common import common_layout
 from lineage.judge.direction import find_direction
 from lineage.judge.material import Material
@@ -35,6 +36,9 @@ POWER = -8.0
 COPY_COVERAGE = 0.98
 #: share of B's parameters that matches A's structure, from which two networks count as one architecture
 SAME_ARCHITECTURE = 0.8
+#: or else: relative difference of the numbers of parameters, and share of axis lengths that both have (fused and
+#: split tensors differ in a few)
+SAME_SIZE, SAME_WIDTHS = 0.005, 0.5
 #: share of the matched content that must be equal bit by bit (after a cast) to speak for itself where no axis can
 #: be tested, and the elements it must have: 4,096 equal values of more than 64 kinds do not happen by chance
 EQUAL_SHARE, EQUAL_ELEMENTS, KINDS = 0.5, 4096, 64
@@ -137,11 +141,21 @@ def _class(material: Material, related: bool, findings: list[Finding]) -> Class:
     tested, p = material.significance, material.significance.log10_p
     if p is not None and p < SUSPICIOUS:
         return "undetermined"
-    if material.coverage < SAME_ARCHITECTURE or material.used < SAME_ARCHITECTURE:
+    if not _one_architecture(material):
         return "unrelated"
     if p is None or not _powerful(tested):
         return "undetermined"
     return "retrained"
+
+
+def _one_architecture(material: Material) -> bool:
+    """True where most of both sides corresponds, or both have as many parameters in axes of the same lengths."""
+    if min(material.coverage, material.used) >= SAME_ARCHITECTURE:
+        return True
+    sizes = material.a.parameters, material.b.parameters
+    widths_a, widths_b = ({n for s in c for n in s.shape if n >= FEWEST_UNITS} for c in (material.a, material.b))
+    alike = len(widths_a & widths_b) / max(1, len(widths_a | widths_b))
+    return abs(sizes[0] - sizes[1]) <= SAME_SIZE * max(sizes) and alike >= SAME_WIDTHS
 
 
 def _copied(material: Material, findings: list[Finding]) -> bool:
@@ -185,9 +199,7 @@ def _reasons(
     if equal and not exact and class_ != "copied":
         reasons.append(f"{material.equal_share:.1%} of the matched weights are equal value by value.")
     if class_ == "retrained":
-        reasons.append(
-            "Both have one architecture, but no unit of B is one of A's: the weights are independent."
-        )
+        reasons.append("Both have one architecture, but no unit of B is one of A's: the weights are independent.")
     elif class_ == "unrelated":
         share = f"{min(material.coverage, material.used):.1%} of the parameters"
         reasons.append(f"Only {share} have a counterpart on the other side: the two are built differently.")

@@ -1,4 +1,4 @@
-"""An adapter read without its base: its own keys stand for the modules, so that it can be written with the same keys."""
+"""An adapter read without its base: its keys stand for the modules, so that it can be written with the same keys."""
 
 from __future__ import annotations
 
@@ -76,17 +76,16 @@ def _self_named(source: Source, g: Grammar) -> tuple[Base, Grammar]:
             elif g.format == "openpi":
                 names[stem + "/w" if key[len(stem)] == "/" else stem] = None
             else:
-                stem = stem.removeprefix(own.prefixes["default"])
-                path = (
-                    (g.module_of(stem) or stem)
-                    if g.only_aliases
-                    else stem.replace(g.separator, ".")
-                    if len(g.separator) > 1
-                    else stem
-                )
-                names.update(dict.fromkeys(_parts(path)))
+                names.update(dict.fromkeys(_parts(_path(g, stem.removeprefix(own.prefixes["default"])))))
             break
     return Base(dict.fromkeys(names)), own
+
+
+def _path(g: Grammar, stem: str) -> str:
+    """The module's path in a base of its own."""
+    if g.only_aliases:
+        return g.module_of(stem) or stem
+    return stem.replace(g.separator, ".") if len(g.separator) > 1 else stem
 
 
 def _parts(path: str) -> Iterable[str]:

@@ -21,9 +21,7 @@ _KERNEL = "hwdt"
 
 def has_pair(roles: Arrays) -> bool:
     """Whether the arrays hold factors at all (not only full differences)."""
-    return bool({"down", "up", "up_piece.0", "hada_w1_a", "hada_w1_b"} & set(roles)) or any(
-        r.startswith("lokr_w") for r in roles
-    )
+    return any(r in ("down", "up", "mid") or r.startswith(("up_piece", "table_", "hada_", "lokr_")) for r in roles)
 
 
 def rank_of(roles: Arrays) -> int:

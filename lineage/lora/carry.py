@@ -75,6 +75,8 @@ def carried(deltas: Mapping[str, Delta], mapping: LayoutMapping, base: Base) -> 
                 _keep(result, partial, name, delta, mask[place] if mask else None, instance, place)
     except LayoutError as exc:
         raise InputError("mapping", str(exc), "is it a mapping from the adapter's base?") from exc
+    for name in [n for n, d in result.deltas.items() if not d.terms and not d.magnitudes]:
+        del result.deltas[name]
     for name in deltas:
         if name not in reached and name not in result.reasons:
             result.reasons[name] = f"the mapping gives {name} no counterpart"
@@ -92,7 +94,7 @@ def _one(
         shape = shapes[name]
         if shape is None:
             raise InputError(
-                name, "its shape is needed, though the adapter does not touch it", "give the base with --base"
+                name, "the adapter does not touch it, but its shape is needed", "give the base with --base"
             )
         return Delta(shape=shape)
 

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from lineage.filling import Filled
 from lineage.checkpoint.base import Checkpoint
 from lineage.errors import InputError
+from lineage.filling import Filled
 from lineage.layout.mapping import Mapping as LayoutMapping
 from lineage.lora.carry import Carried, carried, expected
 from lineage.lora.delta import Delta
@@ -20,9 +20,9 @@ from lineage.lora.grammar import Grammar, grammar
 from lineage.lora.held import Target
 from lineage.lora.peft_writing import write_peft
 from lineage.lora.reading import Adapter, read_adapter
+from lineage.lora.shrink import shrunk_all
 from lineage.lora.source import Base, Source, open_adapter
 from lineage.lora.split_qkv import row_blocks, split_parts, strengthened
-from lineage.lora.shrink import shrunk_all
 from lineage.lora.storing import store
 from lineage.lora.verify import verify
 from lineage.lora.writing import Written, write_keys
@@ -205,7 +205,7 @@ def _grammar(name: str, prefix: str | None) -> Grammar:
 
 def _named(carry: Carried) -> Target:
     """The target as far as the mapping tells it."""
-    shapes = {name: () for name in sorted(carry.targets)} | {name: d.shape for name, d in carry.deltas.items()}
+    shapes = dict.fromkeys(sorted(carry.targets), ()) | {name: d.shape for name, d in carry.deltas.items()}
     return Target(shapes, lambda name: None)
 
 

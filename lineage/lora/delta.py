@@ -118,7 +118,8 @@ def strength(weight: NDArray[Any], delta: NDArray[Any], axis: int, vector: NDArr
     others = tuple(k for k in range(merged.ndim) if k != axis)
     norm = np.sqrt((merged**2).sum(axis=others, keepdims=True))
     shape = [-1 if k == axis else 1 for k in range(merged.ndim)]
-    return vector.reshape(shape) * merged / norm - weight
+    result: NDArray[Any] = vector.reshape(shape) * merged / norm - weight
+    return result
 
 
 def concatenated(deltas: Sequence[Delta], axis: int) -> Delta:

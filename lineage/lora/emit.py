@@ -115,14 +115,8 @@ def _stem(name: str, g: Grammar, shapes: Mapping[str, Shape]) -> str:
 
 
 def _listed(table: Mapping[str, list[Any]]) -> str:
-    return (
-        "{\n"
-        + "".join(
-            f"    {json.dumps(k)}: {json.dumps(v)},\n".replace("true", "True").replace("false", "False")
-            for k, v in table.items()
-        )
-        + "}"
-    )
+    """The table as Python text, one module a line."""
+    return "{\n" + "".join(f"    {key!r}: {value!r},\n" for key, value in table.items()) + "}"
 
 
 _TEXT = '''#!/usr/bin/env python3

@@ -9,16 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from typing import Any
 
 from lineage.lora.delta import Delta
 from lineage.lora.network import Label, Part, Term, contract, fresh
 
 __all__ = ["LoHa", "LoKr", "LowRank", "dead", "loha", "lokr", "low_rank", "slices"]
+
+
+#: up, down and scale
+Pair = tuple[NDArray[Any], NDArray[Any], float]
 
 
 class LowRank(msgspec.Struct, frozen=True):
@@ -76,7 +80,7 @@ def low_rank(delta: Delta, *, rows: Sequence[int] = (0,), keep_mid: bool = False
     """
     if keep_mid and len(delta.terms) == 1 and (found := _tucker(delta.terms[0])) is not None:
         return found
-    pairs: list[tuple[NDArray[Any], NDArray[Any], float]] = []
+    pairs: list[Pair] = []
     for term in delta.terms:
         pairs.append((*_factors(term, rows), term.scale))
     pairs = _joined(_joined(pairs, shared=1), shared=0)
@@ -91,25 +95,22 @@ def low_rank(delta: Delta, *, rows: Sequence[int] = (0,), keep_mid: bool = False
     return LowRank(np.concatenate(ups, axis=1), np.concatenate([d for _, d, _ in pairs], axis=0), scale)
 
 
-def _joined(
-    pairs: list[tuple[NDArray[Any], NDArray[Any], float]], *, shared: int
-) -> list[tuple[NDArray[Any], NDArray[Any], float]]:
+def _joined(pairs: list[Pair], *, shared: int) -> list[Pair]:
     """Pairs of equal scale that share their down (1) or up (0) factor as one."""
-    groups: dict[tuple[object, ...], list[tuple[NDArray[Any], NDArray[Any], float]]] = {}
+    groups: dict[tuple[object, ...], list[Pair]] = {}
     for pair in pairs:
-        factor = pair[shared]
+        factor = pair[1] if shared else pair[0]
         key = (factor.shape, pair[2], np.ascontiguousarray(factor, np.float64).tobytes())
         groups.setdefault(key, []).append(pair)
-    result = []
+    result: list[Pair] = []
     for group in groups.values():
+        up, down, scale = group[0]
         if len(group) == 1:
             result.append(group[0])
-            continue
-        total = np.sum([pair[1 - shared] for pair in group], axis=0)
-        if total.dtype != np.float64 and any(pair[1 - shared].dtype == np.float64 for pair in group):
-            total = total.astype(np.float64)
-        other = group[0][shared]
-        result.append((total, other, group[0][2]) if shared else (other, total, group[0][2]))
+        elif shared:
+            result.append((np.sum([u for u, _, _ in group], axis=0), down, scale))
+        else:
+            result.append((up, np.sum([d for _, d, _ in group], axis=0), scale))
     return result
 
 
@@ -171,14 +172,7 @@ def _tucker(term: Term) -> LowRank | None:
     if len(term.layout) < 3 or len(term.parts) != 3:
         return None
     outs, ins, kernel = term.layout[0], term.layout[1], [n for g in term.layout[2:] for n in g]
-    up, down, mid = (
-        next((p for p in term.parts if test(set(p.labels))), None)
-        for test in (
-            lambda labels: labels & set(outs) and not labels & {*ins, *kernel},
-            lambda labels: labels & set(ins) and not labels & {*outs, *kernel},
-            lambda labels: labels & set(kernel) and not labels & {*outs, *ins},
-        )
-    )
+    up, down, mid = (_alone(term, some) for some in (outs, ins, kernel))
     if up is None or down is None or mid is None:
         return None
     k = [n for n in up.labels if n not in outs]
@@ -191,6 +185,12 @@ def _tucker(term: Term) -> LowRank | None:
         term.scale,
         contract([mid], [*k, *m, *kernel], term.sizes).reshape(term.sizes[k[0]], term.sizes[m[0]], *term.shape[2:]),
     )
+
+
+def _alone(term: Term, labels: Sequence[Label]) -> Part | None:
+    """The part that holds these open labels and no others."""
+    others = set(term.open) - set(labels)
+    return next((p for p in term.parts if set(labels) & set(p.labels) and not others & set(p.labels)), None)
 
 
 def _groups(term: Term) -> list[list[Part]]:
@@ -217,7 +217,7 @@ def loha(delta: Delta) -> LoHa | None:
     if not found or any(f is None for f in found) or not any(f is not None and len(f) == 2 for f in found):
         return None
     pairs = [f if len(f) == 2 else [*f, _ones(f[0])] for f in found if f is not None]
-    if len(pairs) > 1 and not any(_disjoint([p[0][axis] for p in pairs], axis) for axis in (0, 1)):
+    if len(pairs) > 1 and not any(_apart(pairs, axis) for axis in (0, 1)):
         return None
     scale = delta.terms[0].scale
     ratios = [t.scale / scale for t in delta.terms]
@@ -255,15 +255,14 @@ def _products(term: Term) -> list[tuple[NDArray[Any], NDArray[Any]]] | None:
 
 def _ones(pair: tuple[NDArray[Any], NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
     """A pair whose product is one wherever the other pair's rows and columns are not zero."""
-    rows = pair[0].any(axis=1, keepdims=True).astype(np.float32)
-    columns = pair[1].any(axis=0, keepdims=True).astype(np.float32)
-    return rows, columns
+    rows, columns = np.any(pair[0], axis=1)[:, None], np.any(pair[1], axis=0)[None]
+    return rows.astype(np.float32), columns.astype(np.float32)
 
 
-def _disjoint(factors: Sequence[NDArray[Any]], axis: int) -> bool:
-    """Whether no two factors fill the same row (axis 0: of up) or column (of down)."""
-    filled = [f.any(axis=1 - axis) for f in factors]
-    return bool((np.sum(filled, axis=0) <= 1).all())
+def _apart(pairs: Sequence[Sequence[tuple[NDArray[Any], NDArray[Any]]]], axis: int) -> bool:
+    """Whether no first pair fills a row (axis 0) or column (1) that the second pair of another term fills."""
+    first, second = ([np.any(p[k][axis], axis=1 - axis) for p in pairs] for k in (0, 1))
+    return not any((f & s).any() for j, f in enumerate(first) for k, s in enumerate(second) if j != k)
 
 
 def lokr(delta: Delta) -> LoKr | None:

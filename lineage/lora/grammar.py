@@ -142,6 +142,10 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 elif key.endswith(joiner + end):
                     yield key[: -len(joiner + end)], role, 0
 
+    def ends(self, key: str) -> bool:
+        """Whether the key ends as keys of this format do."""
+        return any(True for _ in self.taken_apart(key))
+
     def component(self, key: str) -> str:
         """The part of a pipeline that a key's beginning names, "" where it names none."""
         return next((c for p, c in self.beginnings if p and key.startswith(p)), "")
@@ -151,6 +155,10 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """(prefix, component), longest first."""
         found = {**self.also, **{p: c for c, p in reversed(self.prefixes.items())}}
         return [(p, "" if c == "default" else c) for p, c in sorted(found.items(), key=lambda x: -len(x[0]))]
+
+    def alias_of(self, path: str) -> Alias | None:
+        """The alias that a module's path is written by, None where it has none."""
+        return next((a for a in self.aliases if _through(a.module, a.key, path) is not None), None)
 
     def module_of(self, stem: str) -> str | None:
         """The module that an alias stands for, None where `stem` is none."""

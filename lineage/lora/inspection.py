@@ -180,7 +180,7 @@ def _in_keys(source: Source, adapter: Adapter) -> list[str]:
         found.append(f"keys of {len(adapter.formats)} formats in one file: {', '.join(adapter.formats)}")
     strange = [f.key for f in adapter.left if "no adapter format" in f.reason]
     if strange:
-        others = sorted({g.format for g in grammars().values() for k in strange if any(True for _ in g.taken_apart(k))})
+        others = sorted({g.format for g in grammars().values() for k in strange if g.ends(k)})
         found.append(
             f"{len(strange)} keys of no known format, such as {strange[0]}"
             + (f" ({', '.join(others)}?)" if others else "")

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lineage.lora.delta import Delta, Refused
@@ -41,7 +42,7 @@ def write_peft(
     for kind in ("LOHA", "LOKR", "LORA"):
         holds = frozenset(g.holds) & {"rows", "stacked", "up_bias", "whole"}
         if kind != "LORA":
-            holds = frozenset({kind.lower()})
+            holds = frozenset({"loha"} if kind == "LOHA" else {"lokr"})
         written = Written(format="peft")
         some = module_held(deltas, holds, target, dtypes, written.refused)
         factor = _fitting(kind, some, written, origin or {})
@@ -125,13 +126,24 @@ class _Folder:
         """All modules, then the configuration that says how to load them."""
         attention, stacked, rest = self._sorted()
         for path, parts in attention.items():
-            self._try(parts, lambda path=path, parts=parts: self._attention(path, parts))  # type: ignore[misc]
+            self._try(parts, lambda path=path, parts=parts: self._attention(path, parts))
         for module, parts in stacked.items():
-            self._try(parts, lambda module=module, parts=parts: self._experts(module, parts))  # type: ignore[misc]
-        self.up_biases = any(h.bias is not None and not h.bias_whole for h in rest if isinstance(h.form, LowRank))
+            self._try(parts, lambda module=module, parts=parts: self._experts(module, parts))
+        rest = self._biases_settled(rest)
         for h in rest:
-            self._try([h], lambda h=h: self._module(h))  # type: ignore[misc]
+            self._try([h], lambda h=h: self._module(h))
         self._configure()
+
+    def _biases_settled(self, rest: list[Held]) -> list[Held]:
+        """Biases as those of the up factors, which all modules then have, or whole where some modules have none."""
+        pairs = [h for h in rest if isinstance(h.form, LowRank)]
+        own = {split_name(name)[0] for name in self.target.shapes if split_name(name)[1] == "bias"}
+        changed = {h.path: h.bias_tensor for h in pairs if h.bias is not None and not h.bias_whole}
+        lacking = any(h.path not in own for h in pairs)
+        if lacking and all(self.target.values(name) is not None for name in changed.values()):
+            return [msgspec.structs.replace(h, bias_whole=True) if h.path in changed else h for h in rest]
+        self.up_biases = bool(changed)
+        return rest
 
     def _try(self, parts: Sequence[Held], write: Any) -> None:
         try:

@@ -11,16 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from lineage.errors import InputError, printable
-from lineage.lora import assemble
-from lineage.lora.delta import Delta, Magnitude, Refused
+from lineage.lora.delta import Delta, Refused
 from lineage.lora.grammar import Found, Grammar, grammar, grammars
-from lineage.lora.network import Term
-from lineage.lora.peft import Config, plain_path
+from lineage.lora.group import Context, Group, assembled
 from lineage.lora.modules import Module
+from lineage.lora.peft import Config, plain_path
 from lineage.lora.source import Base, Source
 
 __all__ = ["Adapter", "Fate", "read_adapter", "read_with"]
@@ -75,18 +72,6 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     def keys(self, tensor: str) -> tuple[str, ...]:
         """Keys that a tensor's delta was made of."""
         return tuple(f.key for f in self.fates if f.tensor == tensor and f.status == "read")
-
-
-class _Group(msgspec.Struct):
-    """The keys of one module."""
-
-    grammar: Grammar
-    module: Module
-    roles: dict[str, Found]
-    #: PEFT: tensor meant where it is not the module's weight, and the path that patterns see
-    tensor: str | None = None
-    seen: str = ""
-    stacked: bool = False
 
 
 def read_adapter(source: Source, base: Base, *, format: str | None = None, scale: float | None = None) -> Adapter:
@@ -155,7 +140,7 @@ class _Reader:
     def __init__(self, source: Source, base: Base, scale: float | None) -> None:
         self.source, self.base, self.scale = source, base, scale
         self.config = Config(source.config, source.path) if source.config is not None else None
-        self.groups: list[_Group] = []
+        self.groups: list[Group] = []
         self.formats: list[str] = []
         self.deltas: dict[str, Delta] = {}
         self.dtypes: dict[str, str] = {}
@@ -232,7 +217,7 @@ class _Reader:
 
     def _group(self, g: Grammar, found: Mapping[str, Found]) -> None:
         """Keys by module; a second key of one role is left over."""
-        groups: dict[tuple[str, str], _Group] = {}
+        groups: dict[tuple[str, str], Group] = {}
         for key, one in found.items():
             seen = one.module.path
             place = seen
@@ -240,7 +225,7 @@ class _Reader:
                 stem = next(s for s, r, _ in g.taken_apart(key) if r == one.role)[len(g.prefixes["default"]) :]
                 _, depth, seen = plain_path(stem)
                 place = f"{one.module.path}|{depth}" if one.module.weight is None else one.module.path
-            group = groups.setdefault((g.format, place), _Group(g, one.module, {}, None, seen))
+            group = groups.setdefault((g.format, place), Group(g, one.module, {}, seen))
             role = f"{one.role}.{one.number}" if one.role == "up_piece" else one.role
             if role in group.roles:
                 self.reasons[key] = f"a second {role} of {one.module.path}"
@@ -248,13 +233,13 @@ class _Reader:
             group.roles[role] = one
         self.groups += self._stacked(list(groups.values()))
 
-    def _stacked(self, groups: list[_Group]) -> list[_Group]:
+    def _stacked(self, groups: list[Group]) -> list[Group]:
         """PEFT's wrappers of stacked parameters: the innermost pair belongs to the earliest parameter.
 
         Orientation and order come from shapes where they tell: (experts, out, in), or (experts, in, out).
         """
         result = [g for g in groups if g.module.weight is not None or g.module.bias is not None]
-        nested: dict[str, list[_Group]] = defaultdict(list)
+        nested: dict[str, list[Group]] = defaultdict(list)
         for g in groups:
             if g not in result:
                 nested[g.module.path].append(g)
@@ -271,10 +256,10 @@ class _Reader:
                     continue
                 exact = [n for n in fits if self._fits_stack(g, n, exact=True)] or fits
                 names.remove(exact[0])
-                result.append(_Group(g.grammar, Module(path, exact[0]), g.roles, exact[0], exact[0], True))
+                result.append(Group(g.grammar, Module(path, exact[0]), g.roles, exact[0], stacked=True))
         return result
 
-    def _fits_stack(self, g: _Group, name: str, *, exact: bool = False) -> bool:
+    def _fits_stack(self, g: Group, name: str, *, exact: bool = False) -> bool:
         shape = self.base.shape(name)
         if shape is None or not {"down", "up"} <= set(g.roles):
             return False
@@ -292,11 +277,11 @@ class _Reader:
             if not _fits_container(g, self.source) or (g.format == "peft" and self.config is None):
                 continue
             component = g.component(key)
-            if any(True for _ in g.taken_apart(key)) and (component or len(candidates) == 1):
+            if g.ends(key) and (component or len(candidates) == 1):
                 if component and component != "default":
                     return f"the base has no such module ({component} belongs to another model?)"
                 return "the base has no such module"
-        if any(any(True for _ in g.taken_apart(key)) for g in candidates):
+        if any(g.ends(key) for g in candidates):
             return "the base has no such module"
         return "no adapter format writes such a key"
 
@@ -304,9 +289,10 @@ class _Reader:
 
     def assemble(self) -> None:
         """Deltas of all groups; what does not fit is left over with its reason."""
+        context = Context(self.source, self.base, self.config, self.scale, self.notes)
         for group in self.groups:
             try:
-                made = _Assembled(self, group).run()
+                made = assembled(context, group)
             except Refused as exc:
                 for f in group.roles.values():
                     self.reasons[f.key] = str(exc)
@@ -325,248 +311,3 @@ def _widest(words: Sequence[str]) -> str:
     """The dtype that holds all of them."""
     kinds = set(words)
     return next(iter(kinds)) if len(kinds) == 1 and kinds <= {"F16", "BF16", "F32"} else "F32"
-
-
-class _Assembled:
-    """One module's keys on their way to deltas."""
-
-    def __init__(self, reader: _Reader, group: _Group) -> None:
-        self.reader, self.group = reader, group
-        self.g, self.module = group.grammar, group.module
-        self.roles = {role: reader.source.array(f.key) for role, f in group.roles.items()}
-        self.shape = reader.base.shape(self.module.weight)
-        self.assumed = False
-
-    def run(self) -> dict[str, tuple[Delta, list[str]]]:
-        """Tensor names with their deltas and the keys that made them."""
-        for role, array in self.roles.items():
-            if not np.isfinite(array).all():
-                raise Refused(f"{role} holds NaN or infinity")
-        made: dict[str, tuple[Delta, list[str]]] = {}
-        used: set[str] = set()
-        scale = 1.0
-        if assemble.has_pair(self._torch()):
-            delta, scale = self._pair()
-            parts = set(self.roles) - {"diff", "diff_bias", "set", "set_bias", "up_bias", "norm_weight", "norm_bias"}
-            made[self._weight()] = (delta, self._keys(parts))
-            used |= parts
-        elif {"magnitude", "alpha", "alpha_scale"} & set(self.roles) and not self._full_roles():
-            raise Refused("a scale or a magnitude without factors")
-        for role, array in self.roles.items():
-            if role not in used:
-                name, delta = self._full(role, array, scale)
-                if name in made:
-                    delta = _plus(made[name][0], delta)
-                    made[name] = (delta, made[name][1] + self._keys({role}))
-                elif role not in ("alpha", "magnitude"):
-                    made[name] = (delta, self._keys({role}))
-        return made
-
-    def _full_roles(self) -> set[str]:
-        return set(self.roles) & {"diff", "diff_bias", "set", "set_bias", "norm_weight", "norm_bias"}
-
-    def _keys(self, roles: set[str]) -> list[str]:
-        return [f.key for role, f in self.group.roles.items() if role in roles]
-
-    def _weight(self) -> str:
-        if self.module.weight is None:
-            raise Refused(f"the base has no weight under {self.module.path}")
-        return self.module.weight
-
-    def _bias(self) -> str:
-        if self.module.bias is None:
-            raise Refused(f"the base has no bias under {self.module.path}")
-        return self.module.bias
-
-    def _torch(self) -> dict[str, NDArray[Any]]:
-        """Factors in torch's order; pieces of an up factor count as one."""
-        roles = dict(self.roles)
-        if "table_down" in roles or "table_up" in roles:
-            roles["down"], roles["up"] = (roles.get(r) for r in ("table_down", "table_up"))  # type: ignore[assignment]
-            roles = {k: v for k, v in roles.items() if v is not None}
-        return roles
-
-    def _pair(self) -> tuple[Delta, float]:
-        """The weight's delta and the scale of its factors."""
-        roles = self._torch()
-        if self.g.transposed:
-            term, rank = self._transposed(roles), _last(roles)
-        elif any(r.startswith("up_piece") for r in roles):
-            term, rank = self._pieces(roles)
-        elif self.group.stacked:
-            term, rank = self._experts(roles)
-        else:
-            rank = assemble.rank_of(roles)
-            term = self._plain(roles)
-        scale = self._scale(rank)
-        delta = Delta(
-            shape=term.shape,
-            terms=(Term(term.parts, term.layout, term.sizes, scale),),
-            embedding="table_down" in self.roles,
-            assumed=self.assumed,
-        )
-        if "magnitude" in self.roles:
-            delta = msgspec.structs.replace(delta, magnitudes=(self._magnitude(delta),))
-        return delta, scale
-
-    def _plain(self, roles: Mapping[str, NDArray[Any]]) -> Term:
-        """A pair, LoHa or LoKr as torch holds it; the base may hold the weight the other way round."""
-        shape, config = self.shape, self.reader.config
-        swapped = self.g.format == "peft" and config is not None and bool(config.document.get("fan_in_fan_out"))
-        table = "table_down" in self.roles
-        if self.g.format == "gguf" and shape is not None and len(shape) == 2 and "down" in roles and "up" in roles:
-            a, b = roles["down"], roles["up"]
-            if a.ndim == b.ndim == 2 and (a.shape[0], b.shape[0]) == shape and a.shape[1] == b.shape[1] != b.shape[0]:
-                return Term.of([(a, "vk"), (b, "dk")], ["v", "d"])
-        if swapped or table:
-            turned = assemble.term_of(roles, None if shape is None else shape[::-1])
-            return turned.with_layout(turned.layout[::-1])
-        return assemble.term_of(roles, shape, first_rows=any(f.rows == "first" for f in self.group.roles.values()))
-
-    def _transposed(self, roles: Mapping[str, NDArray[Any]]) -> Term:
-        """MLX and JAX: (in, rank) and (rank, out)."""
-        if not {"down", "up"} <= set(roles):
-            raise Refused("the other half of the pair is missing")
-        a, b = roles["down"], roles["up"]
-        if self.g.format == "openpi":
-            return assemble.einsum_pair(a, b, self.shape, shared=self.module.path.endswith(self.g.shared_up))
-        if a.ndim == 3 and b.ndim == 3:
-            if a.shape[0] != b.shape[0] or a.shape[1] != b.shape[2]:
-                raise Refused(f"factors of {list(a.shape)} and {list(b.shape)} do not fit each other")
-            term = Term.of([(b, "eok"), (a, "eki")], ["e", "o", "i"])
-            if self.shape not in (None, term.shape):
-                raise Refused(f"factors for {list(term.shape)} do not fit a tensor of {list(self.shape or ())}")
-            return term
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-            raise Refused(f"factors of {list(a.shape)} and {list(b.shape)} do not fit each other")
-        return assemble.pair(a.T, b.T, None, self.shape)
-
-    def _pieces(self, roles: Mapping[str, NDArray[Any]]) -> tuple[Term, int]:
-        """A down factor of n ranks for an up factor in n pieces: block-diagonal, its blocks stored alone."""
-        pieces = [roles[f"up_piece.{j}"] for j in range(sum(r.startswith("up_piece") for r in roles))
-                  if f"up_piece.{j}" in roles]  # fmt: skip
-        count = sum(r.startswith("up_piece") for r in roles)
-        if "down" not in roles or len(pieces) < count or len({p.shape[1] for p in pieces}) > 1:
-            raise Refused("pieces of the up factor are missing or of different ranks")
-        rank = pieces[0].shape[1]
-        if rank * count != len(roles["down"]):
-            raise Refused(f"{count} pieces of rank {rank} do not fit a down factor of {len(roles['down'])} ranks")
-        height = sum(len(p) for p in pieces)
-        up = np.zeros((height, rank * count), pieces[0].dtype)
-        start = 0
-        for j, piece in enumerate(pieces):
-            up[start : start + len(piece), j * rank : (j + 1) * rank] = piece
-            start += len(piece)
-        return assemble.pair(roles["down"], up, None, self.shape), rank
-
-    def _experts(self, roles: Mapping[str, NDArray[Any]]) -> tuple[Term, int]:
-        """PEFT's pair of a stacked parameter: the expert index is slowest in A and fastest in B."""
-        assert self.shape is not None
-        count = self.shape[0]
-        rank = len(roles["down"]) // count
-        a = roles["down"].reshape(count, rank, -1)
-        b = roles["up"].reshape(-1, rank, count)
-        layout = ["e", "o", "i"] if (b.shape[0], a.shape[2]) == self.shape[1:] else ["e", "i", "o"]
-        return Term.of([(b, "oke"), (a, "eki")], layout), rank
-
-    def _magnitude(self, delta: Delta) -> Magnitude:
-        rows_only = self.g.format in ("peft", "diffusers", "mlx", "ai-toolkit")
-        config = self.reader.config
-        swapped = self.g.format == "peft" and config is not None and bool(config.document.get("fan_in_fan_out"))
-        return assemble.magnitude(self.roles["magnitude"], delta, rows_only=rows_only, transposed=swapped)
-
-    # -- scales
-
-    def _scale(self, rank: int) -> float:
-        """The number on the factors, by the format's rule."""
-        reader, kind = self.reader, self.g.scale
-        alpha = self._number("alpha")
-        if kind == "config":
-            assert reader.config is not None
-            return reader.config.scale(self.group.seen, rank)
-        if alpha is not None:
-            return alpha / rank if alpha and rank else 1.0
-        if kind == "alpha_scale":
-            return self._assume(self._number("alpha_scale"), "alpha_scale")
-        if kind == "header":
-            return self._header_scale(rank)
-        if kind == "file":
-            value = float(reader.source.metadata.get("adapter.lora.alpha", 0) or 0)
-            return value / rank if value else 1.0
-        if kind == "number":
-            return self._given(rank)
-        if kind == "alpha":
-            return self._assume(None, "alpha")
-        return 1.0
-
-    def _assume(self, value: float | None, what: str) -> float:
-        if value is not None:
-            return value
-        self.assumed = True
-        self.reader.notes.append(f"some modules have no {what}: 1 is taken for their scale, as {self.g.format} does")
-        return 1.0
-
-    def _number(self, role: str) -> float | None:
-        """A scalar that is stored beside the factors."""
-        if role not in self.roles:
-            return None
-        if self.roles[role].size != 1:
-            raise Refused(f"{role} is no single number")
-        return float(self.roles[role].reshape(-1)[0])
-
-    def _header_scale(self, rank: int) -> float:
-        """diffusers: the configuration of the key's component, else 1."""
-        table = self.reader.source.header_config
-        key = self.group.roles["down"].key
-        component = key.partition(".")[0]
-        words = {k.partition(".")[2]: v for k, v in table.items() if k.partition(".")[0] == component}
-        if not words:
-            return self._assume(None, "alpha and the header no configuration")
-        path = next(stem for stem, _, _ in self.g.taken_apart(key)).removeprefix(component + ".")
-        return Config(words, self.reader.source.path).scale(path, rank)
-
-    def _given(self, rank: int) -> float:
-        """MLX and openpi: one number outside the factors."""
-        reader = self.reader
-        if self.module.path.endswith(self.g.unscaled) and self.g.unscaled:
-            return 1.0
-        if reader.scale is not None:
-            return reader.scale
-        for word in ("scale", "alpha"):
-            if (text := reader.source.metadata.get(word)) is not None:
-                try:
-                    value = float(text)
-                except ValueError as exc:
-                    raise InputError(reader.source.path, f"{word} in the header is {text!r}, not a number") from exc
-                return value if word == "scale" else value / rank
-        if reader.config is not None:
-            inner = reader.config.document.get("lora_parameters")
-            found = inner.get("scale") if isinstance(inner, Mapping) else None
-            if isinstance(found, int | float):
-                return float(found)
-        return self._assume(None, "scale")
-
-    # -- full differences
-
-    def _full(self, role: str, array: NDArray[Any], scale: float) -> tuple[str, Delta]:
-        """A delta that is stored whole, and the tensor that it is of."""
-        base = self.reader.base
-        bias = role in ("diff_bias", "set_bias", "up_bias", "norm_bias")
-        name = self._bias() if bias else self._weight()
-        if role in ("alpha", "magnitude", "alpha_scale"):
-            return name, Delta(shape=base.shape(name) or array.shape)
-        if role in ("set", "set_bias"):
-            array = array.reshape(base.shape(name) or array.shape) - base.values(name, "a tensor that is stored whole")
-        term = assemble.full(array, base.shape(name))
-        if role == "up_bias":
-            term = Term(term.parts, term.layout, term.sizes, scale)
-        return name, Delta(shape=term.shape, terms=(term,), whole=role in ("set", "set_bias"))
-
-
-def _plus(first: Delta, second: Delta) -> Delta:
-    """The sum of two deltas of one tensor."""
-    return msgspec.structs.replace(first, terms=first.terms + second.terms)
-
-
-def _last(roles: Mapping[str, NDArray[Any]]) -> int:
-    return int(roles["down"].shape[-1] if roles["down"].ndim == 2 or "up" not in roles else roles["up"].shape[-2])

@@ -103,9 +103,9 @@ def _write_gguf(path: Path, written: Written) -> None:
         head += [_gguf_text(key), struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, _GGML[entry.dtype], at)]
         blobs.append(raw + b"\0" * (-len(raw) % _ALIGNMENT))
         at += len(blobs[-1])
-    text = b"".join(head)
+    start = b"".join(head)
     with open(path, "wb") as file:
-        file.write(text + b"\0" * (-len(text) % _ALIGNMENT))
+        file.write(start + b"\0" * (-len(start) % _ALIGNMENT))
         file.writelines(blobs)
 
 

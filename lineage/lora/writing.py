@@ -64,7 +64,7 @@ class Written(msgspec.Struct, kw_only=True):
         if key in self.entries:
             raise Refused(f"two modules have the key {key}")
         word = factor_dtype(array, dtype)
-        self.entries[key] = Entry(encode(np.ascontiguousarray(array), word), word, tensor)
+        self.entries[key] = Entry(encode(np.asarray(array, order="C"), word), word, tensor)
 
 
 def factor_dtype(array: NDArray[Any], dtype: str) -> str:
@@ -234,7 +234,7 @@ class _Writer:
             for h in some:
                 component = self._diffusers_component(h)
                 if isinstance(h.form, LowRank) and component in ("unet", "transformer"):
-                    inexact = not math.frexp(h.form.scale)[0] == 0.5
+                    inexact = math.frexp(h.form.scale)[0] != 0.5
                     self.header_configs[component] = self.header_configs.get(component, False) or inexact
 
     def _diffusers_component(self, h: Held) -> str:
@@ -275,6 +275,8 @@ class _Writer:
             up = np.pad(up, ((0, 0), (0, self.rank - form.rank)))
             down = np.pad(down, ((0, self.rank - form.rank), (0, 0)))
         self.out.ranks[h.tensor] = form.rank
+        if g.only_aliases:
+            up = self._window(h, up)
         if g.format == "longcat":
             self._pieces(h, up, down, form.scale)
             return scale
@@ -299,6 +301,16 @@ class _Writer:
         if g.scale == "alpha":
             self._alpha(h, scale * form.rank)
         return scale
+
+    def _window(self, h: Held, up: NDArray[Any]) -> NDArray[Any]:
+        """The rows that the format's key means: all, or as many first ones as three times the columns."""
+        alias = self.g.alias_of(self.table.stripped(h.path))
+        count = 3 * h.shape[1]
+        if alias is None or alias.rows == "all" or len(up) <= count:
+            return up
+        if up[count:].any():
+            raise Refused("this format holds the first rows of the layer only (query, key and value)")
+        return up[:count]
 
     def _kept_scale(self, h: Held, form: LowRank) -> float:
         """The part of the scale that the format keeps outside the factors."""

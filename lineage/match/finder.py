@@ -103,6 +103,18 @@ class Finder:
         self.wholes(exact(self.a, self.b, self.everything(self.a), self.left_b(), level=self.level, seed=self.seed))
         alike = near(self.a, self.b, self.everything(self.a), self.left_b(), seed=self.seed)
         self.wholes([w for w in alike if w.cosine >= UNDOUBTED])
+        self.by_rows(alike)
+        self.by_place()
+        self.progress("certifying")
+        self.certified = certify(self.a, self.b, [*self.matches(), *self.extra], threads=self.threads)
+
+    def by_rows(self, alike: Sequence[Whole] = ()) -> None:
+        """Fusions, splits and permutations: by equal rows first, then by near ones.
+
+        Parameters
+        ----------
+        alike : whole tensors that nearly correspond, taken in where no equal rows were found
+        """
         self.progress("rows")
         self.rows(
             exact_rows(self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed), exactly=True
@@ -113,9 +125,6 @@ class Finder:
             for matrices in (True, False):
                 left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
                 self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
-        self.by_place()
-        self.progress("certifying")
-        self.certified = certify(self.a, self.b, [*self.matches(), *self.extra], threads=self.threads)
 
     def by_place(self) -> None:
         """What the matches so far, and structure, say of the rest."""

@@ -17,6 +17,7 @@ from lineage.measure.kernels import choose
 from lineage.measure.metrics import Metrics
 from lineage.measure.pairs import MANTISSA, Measured, Side, measure_pairs
 from lineage.measure.pattern import Change, Insight, read_insights, read_pattern
+from lineage.measure.spectrum import Spectrum
 from lineage.measure.summary import summarise, summarise_groups, summarise_layers
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class TensorRow(msgspec.Struct, frozen=True, kw_only=True):
     group, layer, stack : by name, see `groups.Place`
     metrics : None where there is nothing to compare element by element
     sampled : the figures that come from a sample, and its size
+    spectrum : singular values of B - A, None where it is zero or no matrix; unset where nobody asked
     """
 
     name: str
@@ -68,6 +70,7 @@ class TensorRow(msgspec.Struct, frozen=True, kw_only=True):
     stack: str = ""
     metrics: Metrics | None = None
     sampled: dict[str, Any] | None = None
+    spectrum: Spectrum | None | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def size(self) -> int:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from lineage.checkpoint import Checkpoint
+from lineage.errors import InputError
 from lineage.measure.compare import SAMPLE, Comparison, TensorRow, compare, compare_mapped, same_names
 from lineage.measure.groups import Groups
 from lineage.measure.metrics import FIGURES
+from lineage.measure.spectrum import Spectrum, spectrum
 
 if TYPE_CHECKING:
     from lineage.layout.mapping import Mapping
@@ -93,15 +95,30 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True):
                 "tensors": tensors}  # fmt: skip
 
     def to_pandas(self) -> Any:
-        """A data frame with one row by tensor, figures as columns; needs pandas."""
-        import pandas
+        """A data frame with one row by tensor, figures as columns; needs pandas.
 
-        columns = [name for name in TensorRow.__struct_fields__ if name != "metrics"]
+        Raises
+        ------
+        InputError : pandas is not installed
+        """
+        try:
+            import pandas
+        except ImportError as exc:
+            raise InputError("to_pandas", "pandas is missing", "install weight-lineage[pandas]") from exc
+
+        columns = [name for name in TensorRow.__struct_fields__ if name not in ("metrics", "spectrum")]
+        spectral = [name for name in Spectrum.__struct_fields__ if self.spectral]
         records = []
         for row in self.comparison.rows:
             figures = {name: getattr(row.metrics, name, None) for name in FIGURES}
+            figures |= {name: getattr(row.spectrum, name, None) for name in spectral}
             records.append({name: getattr(row, name) for name in columns} | figures)
-        return pandas.DataFrame.from_records(records, columns=[*columns, *FIGURES])
+        return pandas.DataFrame.from_records(records, columns=[*columns, *FIGURES, *spectral])
+
+    @property
+    def spectral(self) -> bool:
+        """True where singular values were asked for."""
+        return any(row.spectrum is not msgspec.UNSET for row in self.comparison.rows)
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{n} {status}" for status, n in self.comparison.statuses.items() if n)
@@ -120,6 +137,7 @@ def diff(
     threshold: float | None = None,
     groups: Groups | None = None,
     wanted: Callable[[str], bool] | None = None,
+    spectra: bool = False,
     progress: Callable[[int, int], None] | None = None,
     matching: Callable[[], None] | None = None,
 ) -> Diff:
@@ -128,6 +146,8 @@ def diff(
     Parameters
     ----------
     mapping : how B's tensors are laid out in A; None looks at the names
+    spectra : also the singular values of every matrix that differs; reads both files once more or, of matrices that
+        are too large to be held, many times
     matching : called before values are matched, which takes a while
     other options : as in `compare`
 
@@ -151,7 +171,37 @@ def diff(
         comparison = compare_mapped(mapping, a, b, **options)
     else:
         comparison = compare(a, b, **options)
+    if spectra:
+        comparison = _with_spectra(comparison, mapping, a, b, seed=seed, progress=progress)
     return Diff(a=describe(a), b=describe(b), matched_by=word, comparison=comparison)
+
+
+def _with_spectra(
+    comparison: Comparison,
+    mapping: Mapping | None,
+    a: Checkpoint,
+    b: Checkpoint,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> Comparison:
+    """The comparison with the singular values of every difference."""
+    one = a
+    if mapping is not None and mapping.rules:
+        from lineage.filling import Filled
+
+        one = Filled(mapping, a)
+    total, done, rows = sum(row.size for row in comparison.rows if row.metrics), 0, []
+    for row in comparison.rows:
+        found = None
+        if row.metrics is not None and row.b_name is not None:
+            if row.metrics.max_abs:
+                found = spectrum(one, b, row.name if one is a else row.b_name, row.b_name, seed=seed)
+            done += row.size
+            if progress is not None:
+                progress(done, total)
+        rows.append(msgspec.structs.replace(row, spectrum=found))
+    return msgspec.structs.replace(comparison, rows=tuple(rows))
 
 
 def top_rows(comparison: Comparison, by: str, limit: int) -> list[TensorRow]:

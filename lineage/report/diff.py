@@ -13,12 +13,15 @@ from lineage.errors import printable
 from lineage.measure.compare import TensorRow
 from lineage.measure.diff import Described, Diff, top_rows
 from lineage.measure.metrics import FIGURES
+from lineage.measure.spectrum import LEADING, Spectrum
 from lineage.report.tables import Cell, Table, as_csv, as_markdown, as_text, bar, count, figure, size
 
 __all__ = ["csv_text", "html", "json_lines", "markdown", "names", "text"]
 
 #: figures in tables for people; JSON and CSV hold all
 SHOWN = ("cosine", "rel_l2", "max_abs", "mean_rel", "norm_ratio", "changed")
+#: columns of singular values, where they were asked for
+SPECTRAL = ("size", "rank_above_rounding", "effective_rank", *(f"leading_{k}" for k in LEADING))
 #: rows at a time on their way to JSON
 CHUNK = 512
 #: rows of the HTML table; a browser takes no more with ease
@@ -54,7 +57,17 @@ def _encode(value: Any) -> bytes:
 def csv_text(diff: Diff) -> str:
     """One line by tensor with every figure."""
     heads = ["name", "b_name", "status", "shape", "shape_b", "dtype_a", "dtype_b", "group", "layer", *FIGURES, "sample"]
-    return as_csv(heads, map(_csv_row, diff.comparison.rows))
+    spectral = diff.spectral
+    rows = ([*_csv_row(row), *(_spectral(row) if spectral else ())] for row in diff.comparison.rows)
+    return as_csv([*heads, *(SPECTRAL if spectral else ())], rows)
+
+
+def _spectral(row: TensorRow) -> list[Cell]:
+    """Cells of `SPECTRAL`; all empty where the difference is zero or no matrix."""
+    found = row.spectrum
+    if not isinstance(found, Spectrum):
+        return [None] * len(SPECTRAL)
+    return [found.size, found.rank_above_rounding, found.effective_rank, *found.leading]
 
 
 def _csv_row(row: TensorRow) -> list[Any]:
@@ -127,14 +140,16 @@ def html(diff: Diff, *, by: str) -> str:
     groups, heat = _heat(diff)
     return template.render(
         a=_side(diff.a), b=_side(diff.b), counts=_counts(diff), insights=diff.comparison.insights,
-        tables=_tables(diff, 0, by, layers=False)[:2], groups=groups, heat=heat, figures=FIGURES,
-        rows=[_html_row(row) for row in rows], hidden=len(diff.comparison.rows) - len(rows),
+        tables=_tables(diff, 0, by, layers=False)[:2], groups=groups, heat=heat,
+        figures=(*FIGURES, *(SPECTRAL if diff.spectral else ())),
+        rows=[_html_row(row, diff.spectral) for row in rows], hidden=len(diff.comparison.rows) - len(rows),
         patterns=diff.comparison.change.patterns, note=_footnote(diff),
     )  # fmt: skip
 
 
-def _html_row(row: TensorRow) -> dict[str, Any]:
+def _html_row(row: TensorRow, spectral: bool) -> dict[str, Any]:
     figures = [None if row.metrics is None else getattr(row.metrics, name) for name in FIGURES]
+    figures += _spectral(row) if spectral else []
     other = printable(row.b_name) if row.b_name and row.b_name != row.name else ""
     dtypes = dict.fromkeys(filter(None, (row.dtype_a, row.dtype_b)))
     return {"name": printable(row.name), "b_name": other, "status": row.status, "shape": _shape(row.shape),
@@ -224,7 +239,17 @@ def _tables(diff: Diff, top: int, by: str, *, layers: bool) -> list[Table]:
         listed = tuple((row.name, _shape(row.shape), *(getattr(row.metrics, f) for f in shown)) for row in chosen)
         title = f"Most changed by {by}: {len(chosen)} of {count(_changed(comparison.rows), 'tensor')}"
         tables.append(Table(title=title, heads=("tensor", "shape", *shown), rows=listed))
+    if diff.spectral and chosen:
+        tables.append(_directions(chosen))
     return tables
+
+
+def _directions(rows: Sequence[TensorRow]) -> Table:
+    """In how many directions each of the matrices changed."""
+    heads = ("tensor", "directions", "above rounding", "effective rank", *(f"first {k}" for k in LEADING))
+    listed = [(row.name, *_spectral(row)) for row in rows if isinstance(row.spectrum, Spectrum)]
+    title = "Directions of B - A: singular values above rounding, effective rank, share of the leading ones"
+    return Table(title=title, heads=heads, rows=tuple(listed))
 
 
 def _changed(rows: Sequence[TensorRow]) -> int:
@@ -254,11 +279,19 @@ def _course(diff: Diff) -> str:
 
 
 def _footnote(diff: Diff) -> str:
-    """What was sampled."""
+    """What was sampled or estimated."""
+    lines = []
     sampled = [row for row in diff.comparison.rows if row.sampled]
-    if not sampled:
-        return ""
-    return (
-        f"Spearman and quantiles of {count(len(sampled), 'tensor')} come from samples of about "
-        f"{size(diff.comparison.sample)} elements (seed {diff.comparison.seed}); all else is exact."
-    )
+    if sampled:
+        lines.append(
+            f"Spearman and quantiles of {count(len(sampled), 'tensor')} come from samples of about "
+            f"{size(diff.comparison.sample)} elements (seed {diff.comparison.seed}); all else is exact."
+        )
+    spectra = [row.spectrum for row in diff.comparison.rows if isinstance(row.spectrum, Spectrum)]
+    guessed = sum(not found.exact for found in spectra)
+    if guessed:
+        lines.append(
+            f"Singular values of {guessed:,} of {len(spectra):,} matrices: the leading ones by random projection, "
+            f"ranks beyond {LEADING[-1]} are estimates (seed {diff.comparison.seed})."
+        )
+    return "\n".join(lines)

@@ -111,27 +111,40 @@ def group_table(report: Report) -> Table | None:
 
 
 def next_steps(report: Report, out: str | None = None) -> list[str]:
-    """What a person can do now, as sentences with commands."""
+    """What a person can do now, as sentences with commands.
+
+    Parameters
+    ----------
+    out : folder that the report's files were written to, None where they were not
+    """
     document, verdict = report.document, report.verdict
-    a, b = (shlex.quote(printable(s.path)) for s in (document.a, document.b))
-    mapping = shlex.quote(printable(str(PurePath(out) / "mapping.yaml"))) if out else "mapping.yaml"
     steps = []
     if verdict.related is None:
         steps.append("Compare other parts, or larger models of both families: untrained ones carry no evidence.")
     elif not verdict.related:
         steps.append("Nothing speaks for a common origin. If you suspect another ancestor, investigate that one.")
     else:
-        steps.append(f"See which tensors changed most: lineage diff {a} {b}")
-        if not out and document.mapping.rules:
-            steps.append(f"Keep the mapping and a report to show: lineage investigate {a} {b} -o report")
-        if out and verdict.class_ == "transformed" and document.mapping.rules:
-            steps.append(
-                f"Lay A out as B is, to use B's tools on it: lineage apply {mapping} {a} -o a-as-b.safetensors"
-            )
-        if verdict.direction is None:
-            steps.append(
-                "To learn who came first, compare publication dates, or investigate both against older models."
-            )
+        steps += _related_steps(report, out)
     if any(c.verdict == "contradicted" for c in document.claims):
         steps.append("B names A as its origin, which its weights contradict: ask its authors.")
+    return steps
+
+
+def _related_steps(report: Report, out: str | None) -> list[str]:
+    """What can be done with a relative: look closer, use the mapping, ask who came first."""
+    document, verdict = report.document, report.verdict
+    a, b = (shlex.quote(printable(s.path)) for s in (document.a, document.b))
+    steps = [f"See which tensors changed most: lineage diff {a} {b}"]
+    moved = any(rule.ops or rule.to != rule.source for rule in report.mapping.rules)
+    if not out:
+        steps.append(f"Keep the mapping and a report to show: lineage investigate {a} {b} -o report")
+    elif moved:
+        mapping = shlex.quote(printable(str(PurePath(out) / "mapping.yaml")))
+        steps.append(f"Lay A out as B is, to use B's tools on it: lineage apply {mapping} {a} -o a-as-b.safetensors")
+        steps.append(
+            "Carry a LoRA made for A over to B: "
+            f"lineage lora convert LORA --map {mapping} --base {a} --to peft -o lora-for-b"
+        )
+    if verdict.direction is None:
+        steps.append("To learn who came first, compare publication dates, or investigate both against older models.")
     return steps

@@ -155,7 +155,6 @@ def test_what_goes_wrong_is_one_line(
     exc: BaseException, code: int, message: str, file: Path, lineage: Lineage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "open_checkpoint", _raiser(exc))
-    monkeypatch.setattr("lineage.checkpoint.open_checkpoint", _raiser(exc), raising=False)
     done = lineage("inspect", file)
     assert (done.code, done.out) == (code, "")
     assert done.err.startswith(message)
@@ -163,7 +162,7 @@ def test_what_goes_wrong_is_one_line(
 
 
 def test_a_bug_keeps_its_traceback(file: Path, lineage: Lineage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lineage.checkpoint.open_checkpoint", _raiser(ZeroDivisionError("bug")), raising=False)
+    monkeypatch.setattr(opening, "open_checkpoint", _raiser(ZeroDivisionError("bug")))
     with pytest.raises(ZeroDivisionError):
         lineage("inspect", file)
 

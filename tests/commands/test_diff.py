@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -138,3 +139,18 @@ def test_no_output_overwrites_an_input(save: Save) -> None:
 def test_a_missing_file_is_named(save: Save, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none.safetensors"):
         _run(save("a", _model()), str(tmp_path / "none.safetensors"))
+
+
+def test_spectra_reach_every_output(save: Save, tmp_path: Path) -> None:
+    model = _model()
+    low = {name: x + numbers(7, 20, 2) @ numbers(8, 2, 24) if x.ndim > 1 else x for name, x in model.items()}
+    paths = save("a", model), save("b", low)
+    outputs = {kind: str(tmp_path / f"out.{kind}") for kind in ("csv", "html", "markdown")}
+    done = _run(*paths, "--spectrum", *(word for kind, path in outputs.items() for word in (f"--{kind}", path)))
+    for text in (done.stdout, Path(outputs["markdown"]).read_text()):
+        assert "Directions of B - A" in text
+    assert "rank_above_rounding" in Path(outputs["html"]).read_text()
+    rows = list(csv.DictReader(Path(outputs["csv"]).read_text().splitlines()))
+    assert {row["rank_above_rounding"] for row in rows} == {"2", ""}
+    tensors = json.loads(_run(*paths, "--spectrum", "--json").stdout)["tensors"]
+    assert {row["spectrum"] and row["spectrum"]["rank_above_rounding"] for row in tensors} == {2, None}

@@ -93,13 +93,18 @@ def bound(name: str) -> bool:
     return any(word in name for word in BOUND)
 
 
-def tested(a: Arrays, b: Arrays, layout: Layout | None = None, *, seed: int = 0) -> Significance:
+def exact(a: Arrays, b: Arrays, layout: Layout | None = None, *, seed: int = 0) -> Significance:
     """The exact tests."""
     return significance(together(a, b, layout), bound, seed=seed, rows=64)
 
 
 def verdict(
-    a: Arrays, b: Arrays, layout: Layout | None = None, *, words: tuple[str, str] = ("F32", "F32"), measured: bool = True
+    a: Arrays,
+    b: Arrays,
+    layout: Layout | None = None,
+    *,
+    words: tuple[str, str] = ("F32", "F32"),
+    measured: bool = True,
 ) -> Verdict:
     """The whole verdict, with a comparison of all values or with samples only."""
     one, two = memory(a, words[0]), memory(b, words[1])

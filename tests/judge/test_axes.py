@@ -34,7 +34,9 @@ GATED: Shapes = {
 
 def test_neurons_of_a_gated_mlp_are_found_and_nothing_else() -> None:
     found = axes(layered(GATED, embed=(384, 64), head=(384, 64)))
-    assert [(a.title, len(a.blocks), len(a.blocks[0].members)) for a in found[0]] == [("layers.{}.mlp (160 units)", 3, 3)]
+    assert [(a.title, len(a.blocks), len(a.blocks[0].members)) for a in found[0]] == [
+        ("layers.{}.mlp (160 units)", 3, 3)
+    ]
 
 
 def test_the_vocabulary_is_bound_to_its_index_even_where_matrices_are_transposed() -> None:

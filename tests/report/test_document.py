@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 
 from lineage.checkpoint.claims import Claim
+from lineage.errors import InputError
 from lineage.report import document
 from lineage.report.document import RELATIONS, Report, schema
 from lineage.report.encode import as_json
@@ -136,6 +138,12 @@ def test_a_report_is_plain_python_on_request(plain: Report) -> None:
 def test_a_report_is_a_data_frame_on_request(plain: Report) -> None:
     frame = plain.to_pandas()
     assert list(frame["b_name"]) == [f"layers.{i}.{n}" for i in range(2) for n in ("attn.q", "mlp.up")]
+
+
+def test_a_data_frame_without_pandas_is_an_install_hint(plain: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match=r"pandas is missing; install weight-lineage\[pandas\]"):
+        plain.to_pandas()
 
 
 def test_a_notebook_shows_the_verdict(plain: Report) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lineage.judge.align.choice import simplest
+from lineage.judge.align.choice import LEAST_SHOWN, simplest
 from lineage.judge.align.turns import Turn
 from lineage.judge.align.weights import cosine
 from lineage.match.units import pair_units
@@ -59,6 +59,11 @@ class Heads(msgspec.Struct, frozen=True):
     shown_query: float
     shown_out: float
 
+    @property
+    def holds(self) -> bool:
+        """Whether this layer's own agreement says that its transform is real."""
+        return (self.shown_query + self.shown_out) / 2 >= LEAST_SHOWN
+
 
 # -- families of transforms of one head's units: B's rows from A's
 
@@ -70,6 +75,15 @@ def _identity(a: Floats, b: Floats) -> Floats:
 
 def _signs(a: Floats, b: Floats) -> Floats:
     return np.diag(np.where(np.einsum("ij,ij->i", a, b) < 0, -1.0, 1.0))
+
+
+def _inside(a: Floats, b: Floats) -> Floats:
+    one, two = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30) for rows in (a, b))
+    dots = two @ one.T
+    found = pair_units(np.abs(dots), seed=0)
+    result = np.zeros_like(dots)
+    result[found.a, found.b] = np.where(dots[found.a, found.b] < 0, -1.0, 1.0)
+    return np.asarray(result)
 
 
 def _scales(a: Floats, b: Floats) -> Floats:
@@ -123,6 +137,7 @@ Family = Callable[[Floats, Floats], Floats]
 VALUE_FAMILIES: tuple[tuple[str, Family], ...] = (
     ("identity", _identity),
     ("signs", _signs),
+    ("order", _inside),
     ("scales", _scales),
     ("rotation", _orthogonal),
     ("basis", _basis),
@@ -180,7 +195,9 @@ def choose_families(blocks: Sequence[Block], size: int, *, seed: int) -> tuple[t
     keys = []
     for _, family in KEY_FAMILIES:
         turns = [_fitted(block.key, groups, size, family) for block, groups in zip(blocks, orders, strict=True)]
-        keys.append(float(np.mean([_query(b, g, t, size, seed)[1] for b, g, t in zip(blocks, orders, turns, strict=True)])))
+        keys.append(
+            float(np.mean([_query(b, g, t, size, seed)[1] for b, g, t in zip(blocks, orders, turns, strict=True)]))
+        )
     key = simplest(keys)
     values = []
     for _, family in VALUE_FAMILIES:
@@ -303,7 +320,9 @@ def _turn(order: NDArray[np.intp], matrices: Sequence[Floats], size: int, length
     if np.array_equal(stacked, diagonal[:, :, None] * np.eye(size)):
         scale = diagonal.reshape(-1)
         return Turn(length=length, take=take, scale=None if np.all(scale == 1) else scale)
-    if np.all(np.isin(stacked, (0.0, 1.0))):
-        inner = stacked.argmax(axis=2)
-        return Turn(length=length, take=(order[:, None] * size + inner).reshape(-1))
+    if np.all(np.isin(stacked, (-1.0, 0.0, 1.0))):
+        inner = np.abs(stacked).argmax(axis=2)
+        signs = np.where(stacked.sum(axis=2) < 0, -1.0, 1.0).reshape(-1)
+        take = (order[:, None] * size + inner).reshape(-1)
+        return Turn(length=length, take=take, scale=None if np.all(signs > 0) else signs)
     return Turn(length=length, take=take, blocks=tuple(np.asarray(m) for m in stacked))

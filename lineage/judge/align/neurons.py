@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lineage.judge.align.choice import simplest
+from lineage.judge.align.choice import LEAST_SHOWN, simplest
 from lineage.judge.align.turns import Turn
 from lineage.judge.align.weights import cosine, unit_cosines
 from lineage.match.units import normalised, pair_units
@@ -41,6 +41,7 @@ class Hidden(msgspec.Struct, frozen=True):
     moved, flipped : units in another place, units whose sign changed
     spread : relative spread of the scales, 0 where there are none
     shown : cosine of the writers after the transform
+    matched : the same with every unit where its reading puts it, believed or not
     """
 
     readers: tuple[Turn, ...]
@@ -50,6 +51,12 @@ class Hidden(msgspec.Struct, frozen=True):
     flipped: int
     spread: float
     shown: float
+    matched: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether this layer's own agreement says that its transform is real."""
+        return self.shown >= LEAST_SHOWN
 
 
 def fit_hidden(readers: Sequence[Sides], writers: Sequence[Sides], *, seed: int) -> Hidden:
@@ -60,17 +67,13 @@ def fit_hidden(readers: Sequence[Sides], writers: Sequence[Sides], *, seed: int)
     readers, writers : (units, channels) of A, channels already those of B, and of B
     """
     take = match_units([a for a, _ in readers], [b for _, b in readers], seed=seed)
+    matched = _written(writers, take, np.prod([_signs(a[take], b) for a, b in readers], axis=0))
     length = len(readers[0][0])
     home = np.arange(len(take))
     moved = _moved(take, writers) if length == len(take) else np.flatnonzero(take != home)
     if length == len(take) and len(moved) < 2:
         take, moved = home, moved[:0]
-    cosines = [unit_cosines(a[take], b) for a, b in readers]
-    signs = [np.where((c < 0) & (np.abs(c) >= SIGNED), -1.0, 1.0) for c in cosines]
-    options = list(_options([(a[take], b) for a, b in readers], signs))
-    scores = [_written(writers, take, np.prod(scales, axis=0)) for _, scales in options]
-    chosen = simplest(scores)
-    family, scales = options[chosen]
+    (family, scales), shown = _family(readers, writers, take)
     whole = np.prod(scales, axis=0)
     place = take if len(moved) or length != len(take) else None
     turns = tuple(_turn(length, place, scale) for scale in scales)
@@ -81,7 +84,8 @@ def fit_hidden(readers: Sequence[Sides], writers: Sequence[Sides], *, seed: int)
         len(moved),
         int(np.count_nonzero(whole < 0)),
         float(max(np.std(np.log(np.abs(scale))) for scale in scales)),
-        scores[chosen],
+        shown,
+        max(matched, shown),
     )
 
 
@@ -120,6 +124,25 @@ def _mixed(one: Floats, two: Floats, seed: int) -> Sides:
     return one @ mix, two @ mix
 
 
+def _family(
+    readers: Sequence[Sides], writers: Sequence[Sides], take: NDArray[np.intp]
+) -> tuple[tuple[str, list[Floats]], float]:
+    """The simplest family of scales for units in this order, and the cosine that the writers reach."""
+    signs = []
+    for a, b in readers:
+        signs.append(_signs(a[take], b, least=SIGNED))
+    options = list(_options([(a[take], b) for a, b in readers], signs))
+    scores = [_written(writers, take, np.prod(scales, axis=0)) for _, scales in options]
+    chosen = simplest(scores)
+    return options[chosen], scores[chosen]
+
+
+def _signs(a: Floats, b: Floats, *, least: float = 0.0) -> Floats:
+    """-1 for each unit that points the other way, where its cosine is large enough to be believed."""
+    cosines = unit_cosines(a, b)
+    return np.where((cosines < 0) & (np.abs(cosines) >= least), -1.0, 1.0)
+
+
 def _moved(take: NDArray[np.intp], writers: Sequence[Sides]) -> NDArray[np.intp]:
     """Units of B whose writing, too, says that they stand elsewhere in A."""
     away = np.flatnonzero(take != np.arange(len(take)))
@@ -127,12 +150,12 @@ def _moved(take: NDArray[np.intp], writers: Sequence[Sides]) -> NDArray[np.intp]
         return away
     there = np.mean([np.abs(unit_cosines(a[take[away]], b[away])) for a, b in writers], axis=0)
     here = np.mean([np.abs(unit_cosines(a[away], b[away])) for a, b in writers], axis=0)
-    return away[there > here + CONVINCED]
+    return np.asarray(away[there > here + CONVINCED])
 
 
 def _options(readers: Sequence[Sides], signs: Sequence[Floats]) -> Iterator[tuple[str, list[Floats]]]:
     """Families of scales, one array a reader, the simplest first."""
-    ones = [np.ones(len(sign)) for sign in signs]
+    ones: list[Floats] = [np.ones(len(sign)) for sign in signs]
     yield "identity", ones
     yield "signs", list(signs)
     sized = [sign * _sizes(a, b) for (a, b), sign in zip(readers, signs, strict=True)]

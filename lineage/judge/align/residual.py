@@ -6,6 +6,7 @@ share a vocabulary share its statistics, too: such a fit says nothing by itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -24,6 +25,8 @@ Floats = NDArray[np.floating[Any]]
 
 #: rows of outside tensors for each channel of the residual space, and rows in all that are enough for any
 ROWS_EACH, MOST_ROWS = 8, 8192
+#: rows for each channel from which heads without a norm are left out
+ENOUGH_EACH = 2
 #: rows below which outside tensors say too little about the channels
 FEWEST_ROWS = 16
 
@@ -42,39 +45,39 @@ class Frame(msgspec.Struct, frozen=True):
     tensors: tuple[str, ...]
 
 
-def frame(weights: Weights, anatomy: Anatomy, *, seed: int) -> Frame | None:
-    """The rows of all outside tensors that both sides know; those that read are seen through the last norm."""
-    rows_a: list[Floats] = []
-    rows_b: list[Floats] = []
-    names = []
+def frame(weights: Weights, anatomy: Anatomy, *, seed: int, most: int | None = None) -> Frame | None:
+    """The rows of all outside tensors that both sides know; those that read are seen through the last norm.
+
+    Parameters
+    ----------
+    most : rows of each tensor at most; None: enough to fit the residual space
+    """
     rng = np.random.default_rng(seed)
-    most = min(MOST_ROWS, ROWS_EACH * max(anatomy.residual))
-    for part in anatomy.outside:
+    most = most or min(MOST_ROWS, ROWS_EACH * max(anatomy.residual))
+    found: list[tuple[str, Floats, Floats]] = []
+    # heads whose norm is not known come last: what they read is scaled channel by channel
+    for part in sorted(anatomy.outside, key=lambda p: p.reads and _gain(p, anatomy) is None):
         shared = min(part.units)
-        if not shared:
-            continue
         gain = _gain(part, anatomy)
-        a, b = (weights.part(side, part, gain)[:shared] for side in (0, 1))
-        if shared > most:
-            chosen = np.sort(rng.choice(shared, most, replace=False))
-            a, b = a[chosen], b[chosen]
-        rows_a.append(_unit_power(a))
-        rows_b.append(_unit_power(b))
-        names.append(part.name)
-    if sum(len(rows) for rows in rows_a) < FEWEST_ROWS:
+        enough = sum(len(a) for _, a, _ in found) >= ENOUGH_EACH * max(anatomy.residual)
+        if not shared or (part.reads and gain is None and enough):
+            continue
+        chosen = np.sort(rng.choice(shared, most, replace=False)) if shared > most else np.arange(shared)
+        a, b = (weights.rows(side, part, chosen, gain) for side in (0, 1))
+        found.append((part.name, _unit_power(a), _unit_power(b)))
+    if sum(len(a) for _, a, _ in found) < FEWEST_ROWS:
         return None
-    return Frame(np.concatenate(rows_a), np.concatenate(rows_b), tuple(names))
+    names, rows_a, rows_b = zip(*found, strict=True)
+    return Frame(np.concatenate(rows_a), np.concatenate(rows_b), names)
 
 
-def candidates(rows: Frame | None, residual: tuple[int, int], *, seed: int) -> list[tuple[str, Turn]]:
-    """Families of transforms of the residual space, fitted on these rows, the simplest first."""
-    found: list[tuple[str, Turn]] = []
+def candidates(rows: Frame | None, residual: tuple[int, int], *, seed: int) -> Iterator[tuple[str, Turn]]:
+    """Families of transforms of the residual space, each fitted on these rows when it is asked for, simplest first."""
     if residual[0] == residual[1]:
-        found.append(("identity", identity(residual[0])))
+        yield "identity", identity(residual[0])
     if rows is not None:
-        found.append(("order", order_of(rows.a, rows.b, seed=seed)))
-        found.append(("rotation", rotation_of(rows.b.T @ rows.a)))
-    return found
+        yield "order", order_of(rows.a, rows.b, seed=seed)
+        yield "rotation", rotation_of(rows.b.T @ rows.a)
 
 
 def order_of(a: Floats, b: Floats, *, seed: int) -> Turn:
@@ -106,4 +109,3 @@ def _gain(part: Part, anatomy: Anatomy) -> str | None:
 def _unit_power(rows: Floats) -> Floats:
     power = float(np.sqrt(np.mean(np.square(rows, dtype=np.float64))))
     return rows / np.float32(power) if power > 0 else rows
-

@@ -1,8 +1,8 @@
-"""One stack of layers aligned: the residual space first, then what lives inside each layer, then what was not fitted."""
+"""One stack of layers aligned: the residual space first, then what lives inside each layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.judge.align.anatomy import Anatomy, Attention, Layer, Mlp, Part
-from lineage.judge.align.choice import LEAST_SHOWN, better, holds, simplest
+from lineage.judge.align.choice import better, holds, simplest
+from lineage.judge.align.gate import first_look
 from lineage.judge.align.heads import Block, Heads, agreement, choose_families, fit_heads, head_sizes, likely_size
 from lineage.judge.align.neurons import Hidden, fit_hidden, match_units
 from lineage.judge.align.records import Shown
@@ -25,6 +26,13 @@ Sides = tuple[Floats, Floats]
 
 #: layers that choose the families of transforms; pairs of different layers that give the floor
 PROBES, MISPAIRED = 4, 3
+#: channels from which decompositions cost seconds: there a first look comes before, and what explains half is enough
+LARGE = 512
+#: cosine of a first look below which nothing is fitted. Strangers reach 0.01 to 0.36, a base trained on for three times
+#: its own steps 0.38 and 0.40, other relatives 0.8 and more (zoo)
+LEAST_LOOK = 0.3
+#: cosine on what took no part from which no freer family is tried, and the same for large models
+ENOUGH, ENOUGH_LARGE = 0.99, 0.5
 
 
 class LayerFit(msgspec.Struct, frozen=True):
@@ -39,7 +47,7 @@ class LayerFit(msgspec.Struct, frozen=True):
         """What took no part in the fits."""
         found = []
         for mlp, fit in zip(self.layer.mlps, self.mlps, strict=True):
-            found.append(Shown(mlp.writers[0].name, fit.shown, mlp.units[1]))
+            found.append(Shown(mlp.writers[0].name, fit.matched, mlp.units[1]))
         for block, heads in zip(self.layer.attentions, self.attentions, strict=True):
             found.append(Shown(block.query.name, heads.shown_query, block.query.units[1]))
             found.append(Shown(block.out.name, heads.shown_out, block.out.units[1]))
@@ -102,7 +110,9 @@ class _Stack:
 
     # -- arrays in B's residual space
 
-    def sides(self, part: Part, gains: tuple[str | None, str | None] = (None, None), other: Part | None = None) -> Sides:
+    def sides(
+        self, part: Part, gains: tuple[str | None, str | None] = (None, None), other: Part | None = None
+    ) -> Sides:
         """A's part in B's residual space, and B's (or another part of B)."""
         one = self.weights.part(0, part, gains[0])
         two = self.weights.part(1, other or part, gains[1])
@@ -124,7 +134,9 @@ class _Stack:
         """An attention block of A and one of B."""
         gains = self.gains("attention", one, two)
         return Block(
-            *(self.sides(p, gains, q) for p, q in ((a.query, b.query), (a.key, b.key), (a.value, b.value))),
+            self.sides(a.query, gains, b.query),
+            self.sides(a.key, gains, b.key),
+            self.sides(a.value, gains, b.value),
             self.sides(a.out, other=b.out),
         )
 
@@ -132,48 +144,69 @@ class _Stack:
 
     def fit(self) -> StackFit:
         """The fit, as far as it holds."""
+        large = max(self.anatomy.residual) > LARGE
+        look = first_look(self.weights, self.anatomy, seed=self.seed) if large else None
+        if look is not None and look[0] < LEAST_LOOK:
+            return self._result("identity", None, (), (), *look)
         rows = frame(self.weights, self.anatomy, seed=self.seed)
-        options = candidates(rows, self.anatomy.residual, seed=self.seed)
-        scores = []
-        for _, turn in options:
-            self.residual = turn
-            scores.append(float(np.mean([s.cosine for layer in self.probes for s in self._mlps(layer, layer)[1]] or [0.0])))
-        chosen = simplest(scores) if max(scores) >= LEAST_SHOWN else int(np.argmax(scores))
-        family, self.residual = options[chosen]
+        family, promising = self._family(rows, ENOUGH_LARGE if large else ENOUGH)
         self._norms()
         self._refine(rows, family)
-        self._attention()
+        self._attention(promising)
         floor = self._floor()
         fits = [self._layer(layer, layer) for layer in self.probes]
         shown = [s for fit in fits for s in fit.shown]
-        cosine = float(np.mean([s.cosine for s in shown])) if shown else 0.0
-        layers: tuple[LayerFit, ...] = ()
-        if holds(cosine, floor):
-            done = {fit.layer.number: fit for fit in fits}
-            layers = tuple(done.get(x.number) or self._layer(x, x) for x in self.anatomy.layers)
-            shown = [s for fit in layers for s in fit.shown]
-            cosine = float(np.mean([s.cosine for s in shown]))
+        cosine = _mean(s.cosine for s in shown)
+        if not holds(cosine, floor):
+            return self._result(family, rows, (), shown, cosine, floor)
+        done = {fit.layer.number: fit for fit in fits}
+        layers = tuple(done.get(x.number) or self._layer(x, x) for x in self.anatomy.layers)
+        shown = [s for fit in layers for s in fit.shown]
+        return self._result(family, rows, layers, shown, _mean(s.cosine for s in shown), floor)
+
+    def _result(
+        self, family: str, rows: Frame | None, layers: tuple[LayerFit, ...], shown: Sequence[Shown], cosine: float,
+        floor: float,
+    ) -> StackFit:  # fmt: skip
         return StackFit(
             anatomy=self.anatomy, residual=self.residual, family=family, fitted_on=self._fitted_on(rows, family),
-            norms=self.norms, folded=self._folded(layers) if layers else False, size=self.size, families=self.families,
+            norms=self.norms, folded=self._folded(layers), size=self.size, families=self.families,
             layers=layers, shown=tuple(shown), cosine=cosine, floor=floor,
         )  # fmt: skip
+
+    def _family(self, rows: Frame | None, enough: float) -> tuple[str, bool]:
+        """The residual space's transform, and whether there is anything to it.
+
+        Families freer than one that reaches `enough` are not tried.
+        """
+        options, believed, matched = [], [], []
+        for option in candidates(rows, self.anatomy.residual, seed=self.seed):
+            options.append(option)
+            self.residual = option[1]
+            fits = [fit for layer in self.probes for fit in self._mlps(layer, layer)]
+            believed.append(_mean(fit.shown for fit in fits))
+            matched.append(_mean(fit.matched for fit in fits))
+            if believed[-1] >= enough:
+                break
+        if not options:
+            return "identity", False
+        promising = max(matched) >= LEAST_LOOK
+        family, self.residual = options[simplest(believed) if promising else int(np.argmax(matched))]
+        return family, promising
 
     def _guessed(self) -> dict[str, int | None]:
         """Which norm stands before the MLP: the last one of a layer, until values say otherwise."""
         count = min(len(layer.gains) for layer in self.anatomy.layers)
         return {"mlp": count - 1 if count else None, "attention": 0 if count else None}
 
-    def _mlps(self, one: Layer, two: Layer) -> tuple[list[Hidden], list[Shown]]:
-        fits, shown = [], []
+    def _mlps(self, one: Layer, two: Layer) -> list[Hidden]:
+        fits = []
         for a, b in zip(one.mlps, two.mlps, strict=False):
             if a.units != b.units or len(a.readers) != len(b.readers):
                 continue
             writers = [self.sides(p, other=q) for p, q in zip(a.writers, b.writers, strict=True)]
-            fit = fit_hidden(self.readers(a, b, one, two), writers, seed=self.seed)
-            fits.append(fit)
-            shown.append(Shown(b.writers[0].name, fit.shown, b.units[1]))
-        return fits, shown
+            fits.append(fit_hidden(self.readers(a, b, one, two), writers, seed=self.seed))
+        return fits
 
     def _norms(self) -> None:
         """Lets values choose the norm before each kind of reader."""
@@ -184,9 +217,7 @@ class _Stack:
         scores: dict[int | None, float] = {}
         for at in range(count):
             self.norms["mlp"] = at
-            found = [
-                self._alike(self.readers(m, m, layer, layer)) for layer in self.probes for m in layer.mlps
-            ]
+            found = [self._alike(self.readers(m, m, layer, layer)) for layer in self.probes for m in layer.mlps]
             scores[at] = float(np.mean(found)) if found else 0.0
         best = max(scores, key=lambda at: scores[at])
         self.norms["mlp"] = best if better(scores[best], scores[guess]) else guess
@@ -217,8 +248,8 @@ class _Stack:
         a, b = np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
         self.residual = rotation_of(b.T @ a) if family == "rotation" else order_of(a, b, seed=self.seed)
 
-    def _attention(self) -> None:
-        """Head size, norm and families of transforms, from the probes."""
+    def _attention(self, promising: bool) -> None:
+        """Head size, norm and families of transforms, from the probes; other sizes only where it is worth it."""
         blocks = list(self._blocks(self.probes))
         sizes = head_sizes(blocks[0]) if blocks else []
         if not sizes:
@@ -234,7 +265,7 @@ class _Stack:
             self.norms["attention"] = best if better(scores[best], scores[guess]) else guess
             blocks = list(self._blocks(self.probes))
         self.families, score = choose_families(blocks, self.size, seed=self.seed)
-        for size in sizes:
+        for size in sizes if promising else ():
             families, reached = choose_families(blocks, size, seed=self.seed)
             if better(reached, score):
                 self.size, self.families, score = size, families, reached
@@ -245,7 +276,7 @@ class _Stack:
                 yield self.block(layer, layer, block, block)
 
     def _layer(self, one: Layer, two: Layer) -> LayerFit:
-        mlps, _ = self._mlps(one, two)
+        mlps = self._mlps(one, two)
         heads = []
         if self.size is not None and self.families is not None:
             for a, b in zip(one.attentions, two.attentions, strict=False):
@@ -260,8 +291,7 @@ class _Stack:
             at = layers.index(layer)
             other = layers[(at + 1) % len(layers)]
             if other is not layer and _alike(layer, other):
-                shown = [abs(s.cosine) for s in self._layer(layer, other).shown]
-                found += [float(np.mean(shown))] if shown else []
+                found.append(_mean(abs(s.cosine) for s in self._layer(layer, other).shown))
         return max(found, default=0.0)
 
     def _fitted_on(self, rows: Frame | None, family: str) -> tuple[str, ...]:
@@ -272,7 +302,8 @@ class _Stack:
 
     def _folded(self, fits: Sequence[LayerFit]) -> bool:
         """Whether readers agree better once the gains of their norms are folded into them."""
-        raw, folded = [], []
+        raw: list[float] = []
+        folded: list[float] = []
         for fit in fits[:PROBES]:
             for mlp, hidden in zip(fit.layer.mlps, fit.mlps, strict=True):
                 for gains, into in (((None, None), raw), (self.gains("mlp", fit.layer, fit.layer), folded)):
@@ -280,6 +311,12 @@ class _Stack:
                         one, two = self.sides(part, gains)
                         into.append(float(np.mean(np.abs(unit_cosines(turn.over(one, 0), two)))))
         return bool(raw) and better(float(np.mean(folded)), float(np.mean(raw)))
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean, 0 of nothing."""
+    found = list(values)
+    return float(np.mean(found)) if found else 0.0
 
 
 def _alike(one: Layer, two: Layer) -> bool:

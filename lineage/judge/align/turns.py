@@ -129,10 +129,9 @@ def along(axis: int, dimensions: int, parts: Sequence[Turn]) -> tuple[Operation,
         return ()
     if len(parts) == 1:
         return chains[0]
-    flat = {k: chain for k, chain in chains.items()}
     return (
         Split(axis, sizes=tuple(part.length for part in parts)),
-        Each(flat),
+        Each(chains),
         Concat(axis, tuple(part.units for part in parts)),
     )
 

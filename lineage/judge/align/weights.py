@@ -17,6 +17,8 @@ Floats = NDArray[np.floating[Any]]
 
 #: elements of tensors that are kept decoded
 KEPT = 1 << 25
+#: rows are read one by one where there are this many times as many
+FEW = 8
 
 
 class Weights:
@@ -50,6 +52,16 @@ class Weights:
         rows = array.reshape(-1, array.shape[-1])[part.start[side] : part.start[side] + part.units[side]]
         return rows if gain is None else rows * self.tensor(side, gain).reshape(-1)
 
+    def rows(self, side: int, part: Part, chosen: NDArray[np.intp], gain: str | None = None) -> Floats:
+        """Some units of a part, in ascending order; read one by one where that is less than the tensor."""
+        shape = self.sides[side].specs[part.name].shape
+        if (side, part.name) in self._kept or part.axis == 0 or len(shape) != 2 or len(chosen) * FEW > shape[0]:
+            return self.part(side, part, gain)[chosen]
+        at = chosen + part.start[side]
+        read = [self.sides[side].rows(part.name, int(k), int(k) + 1) for k in at]
+        rows = np.nan_to_num(np.concatenate(read).astype(np.float32), posinf=0.0, neginf=0.0)
+        return rows if gain is None else rows * self.tensor(side, gain).reshape(-1)
+
     def pair(self, part: Part, other: Part | None = None) -> tuple[Floats, Floats]:
         """A part of A with the same one of B (or with another one)."""
         return self.part(0, part), self.part(1, other or part)
@@ -66,4 +78,4 @@ def unit_cosines(one: Floats, two: Floats) -> Floats:
     """Cosine of each row with its counterpart, 0 for rows of nothing."""
     dots = np.einsum("ij,ij->i", one, two)
     sizes = np.sqrt(np.einsum("ij,ij->i", one, one) * np.einsum("ij,ij->i", two, two))
-    return np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0)
+    return np.asarray(np.divide(dots, sizes, out=np.zeros_like(dots), where=sizes > 0))

@@ -114,7 +114,7 @@ def permuted(material: Material) -> Finding | None:
     for test in material.significance.tests:
         moved = test.fixed <= REORDERED * test.units and test.ordered < test.units / 2
         if test.kind == "hidden" and test.stands_out and moved:
-            return Finding("permuted", 1.0, f"{test.axis}: the units are A's in another order")
+            return Finding("permuted", 1.0, f"the units of {test.axis} are A's in another order")
     return None
 
 
@@ -217,7 +217,7 @@ def vocabulary_extended(material: Material) -> Finding | None:
         if axis is not None and not {a[axis], b[axis]} & inside:
             more = b[axis] - a[axis]
             word = "more" if more > 0 else "fewer"
-            text = f"{name} has {abs(more)} {word} entries than in A: {b[axis]} against {a[axis]}"
+            text = f"the tensor {name} has {abs(more)} {word} entries than in A: {b[axis]} against {a[axis]}"
             return Finding("vocabulary-extended", 1.0, text)
     return None
 
@@ -265,7 +265,7 @@ def _merged_experts(material: Material) -> Finding | None:
         for other in (f"{numbers[-1] + 1}", f"{numbers[-1] - 1}"):
             twin = "".join([*parts[:at], other, *parts[at + 1 :]])
             if twin in material.a.specs and _cosine(material, origin, twin) > ALIKE:
-                text = f"{origin} and {twin} of A are near copies of each other, and of B's {pair.name}"
+                text = f"the tensors {origin} and {twin} of A are near copies of each other, and of B's {pair.name}"
                 return Finding("expert-upcycled", 1.0, text)
     return None
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from lineage.judge.material import Material, Pair, Sample
 from lineage.judge.relations import values
@@ -19,11 +22,14 @@ __all__ = [
     "shared_initialisation",
 ]
 
+Floats = NDArray[np.floating[Any]]
+
 #: mean cosine of changed content: from here on it was tuned, below trained on for long (zoo: ft 0.994 to 0.998,
 #: ft-long 0.95, 600 steps at twice the rate; cont 0.5 to 0.75, three times the base's own steps)
 TUNED, TRAINED_ON = 0.9, 0.35
-#: the first singular value left out must be this far below the last one kept, and near the rounding's edge
-GAP, FLOOR = 1.8, 1.6
+#: the first singular value left out must be this far below the last one kept; kept are those above the rounding's
+#: greatest one, times a margin for its own chance
+GAP, FLOOR = 1.8, 1.3
 #: spacing of a format's numbers over their binade
 STEP = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23, "F64": 2.0**-52}
 #: share of a block's units at home from which it counts as the same block, and up to which as a stranger's
@@ -83,15 +89,23 @@ def low_rank(sample: Sample, word: str) -> int:
     if short < 16:
         return 0
     sizes = np.linalg.svd(delta, compute_uv=False)
-    # the rounding of one value is uniform in one step: its deviation is step·2^e/√12
-    with np.errstate(divide="ignore"):
-        binade = np.exp2(np.floor(np.log2(np.abs(sample.b.astype(np.float64)))))
-    error = STEP[word] * binade / np.sqrt(12)
-    edge = float(np.sqrt(np.mean(error**2))) * sum(n**0.5 for n in delta.shape)
+    edge = float(np.linalg.norm(_rounding(sample, STEP[word]), 2))
     above = int(np.count_nonzero(sizes > FLOOR * edge))
     if not 0 < above <= short // 4:
         return 0
     return above if sizes[above - 1] > GAP * sizes[above] else 0
+
+
+def _rounding(sample: Sample, step: float) -> Floats:
+    """Errors as rounding both sides leaves them: uniform in one step of each value's binade (a few large weights
+    carry most of it, so that no formula for random matrices gives its greatest singular value)."""
+    rng = np.random.default_rng(0)
+    total = np.zeros(sample.b.shape)
+    for side in (sample.a, sample.b):
+        size = np.abs(side.astype(np.float64))
+        binade = np.exp2(np.floor(np.log2(np.where(size > 0, size, 1.0)))) * (size > 0)
+        total += step * binade * (rng.random(size.shape) - 0.5)
+    return total
 
 
 def partially_shared(material: Material) -> Finding | None:
@@ -104,13 +118,13 @@ def partially_shared(material: Material) -> Finding | None:
             strange = [b for b in test.each if b[1] <= STRANGE * b[2]]
             if home and strange:
                 same_blocks, others = (_listed([block[0] for block in blocks]) for blocks in (home, strange))
-                text = f"{same_blocks} agree with A unit by unit, {others} do not"
+                text = f"the units of {same_blocks} agree with A unit by unit, {others} do not"
                 return Finding("partially-shared", len(home) / len(test.each), text)
     same = [p for p in material.content if p.equal]
     strange_pairs = [p for p in material.content if not p.equal and abs(p.cosine or 0.0) < TRAINED_ON]
     hidden = [t for t in material.significance.tests if t.kind == "hidden" and not t.frame]
     if same and strange_pairs and hidden and all(_at_chance(t) for t in hidden):
-        text = f"{_listed([p.name for p in same])} equals A's, and no hidden unit in the layers does"
+        text = f"of the tensors, {_listed([p.name for p in same])} equal A's, and no hidden unit in the layers does"
         return Finding("partially-shared", material.equal_share, text)
     return None
 

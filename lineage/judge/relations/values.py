@@ -30,6 +30,8 @@ Floats = NDArray[np.floating[Any]]
 MOST = 0.8
 #: block lengths of the common integer formats along a row; 0 stands for the whole row
 BLOCKS = (32, 64, 128, 16, 0)
+#: blocks whose different values are counted first: a lattice has no more than its codes
+FEW_BLOCKS = 4
 #: levels of the common integer formats: bits and the greatest code
 LEVELS = ((4, 7), (4, 8), (8, 127), (3, 3), (3, 4), (5, 15), (5, 16), (6, 31), (6, 32), (2, 1), (2, 2))
 #: mean distance to the next code, in steps, over small codes: uniform values give 0.25, int8 stored as bf16 0.02
@@ -49,6 +51,8 @@ SPREAD = 0.02
 #: share of elements whose sign must be the product of a row's and a column's sign, and the share of negative factors
 #: (random signs: a half)
 SIGNED, FLIPPED = 0.98, 0.1
+#: rows and columns of a sample that are enough for it
+FIT_ROWS, FIT_COLUMNS = 96, 256
 #: share of the matrices that differ which must be explained like that
 EXPLAINED = 0.5
 #: mean likeness of channels at their best place from which they count as the same channels, not as turned ones (zoo:
@@ -63,8 +67,8 @@ def quantized(material: Material) -> Finding | None:
         other = {p.dtype_a if side == "B" else p.dtype_b for p in pairs}
         if words and other & set(FLOATS):
             return Finding("quantized", 1.0, f"{side} is stored as {', '.join(words)}")
-    found = [lattice(sample.b) for sample in material.samples]
-    base = [lattice(sample.a) for sample in material.samples]
+    found = [lattice(sample.b) for sample in material.rows]
+    base = [lattice(sample.a) for sample in material.rows]
     for side, on, off in (("B", found, base), ("A", base, found)):
         hits = [x for x, y in zip(on, off, strict=True) if x is not None and y is None]
         if hits and len(hits) >= MOST * len(on):
@@ -94,12 +98,15 @@ def lattice(rows: Floats) -> tuple[int, int] | None:
     >>> lattice(np.round(w / step) * step), lattice(w)
     ((8, 0), None)
     """
+    best, fit = OFF_LATTICE, None
     for bits, top in LEVELS:
         for block in BLOCKS:
             length = block or rows.shape[1]
-            if rows.shape[1] % length or length < 16:
+            if rows.shape[1] % length or length < 16 or block == rows.shape[1]:
                 continue
             blocks = rows.reshape(-1, length).astype(np.float64)
+            if max(len(np.unique(np.abs(one))) for one in blocks[:FEW_BLOCKS]) > top + 1:
+                continue
             most = np.abs(blocks).max(axis=1, keepdims=True)
             blocks, most = blocks[most[:, 0] > 0], most[most[:, 0] > 0]
             if not len(blocks):
@@ -108,9 +115,9 @@ def lattice(rows: Floats) -> tuple[int, int] | None:
             small = (np.abs(codes) < min(16.5, top - 0.4)) & (blocks != 0)
             off = np.abs(codes - np.round(codes))[small & (np.abs(codes) > 0.4)]
             zeros = float(np.mean((np.abs(codes) < 0.4) & (blocks != 0)))
-            if len(off) >= 64 and float(off.mean()) < OFF_LATTICE and zeros < 0.02:
-                return bits, block
-    return None
+            if len(off) >= 64 and zeros < 0.02 and float(off.mean()) < best:
+                best, fit = float(off.mean()), (bits, block)
+    return fit
 
 
 def sparsified(material: Material) -> Finding | None:
@@ -239,10 +246,9 @@ def rotated(material: Material) -> Finding | None:
 
 def _fits(material: Material) -> list[Diagonal]:
     """Row and column factors of matched matrices, also of those that the mapping could not certify."""
-    names = [pair.name for pair in material.changed]
-    samples = material.samples if names else []
-    fits = [fit for s in samples if (fit := diagonal_fit(s.a, s.b)) is not None]
-    return fits + [fit for s in _unmatched(material.common, material) if (fit := diagonal_fit(s.a, s.b)) is not None]
+    samples = [*material.samples, *_unmatched(material.common, material)]
+    part = (slice(FIT_ROWS), slice(FIT_COLUMNS))
+    return [fit for s in samples if (fit := diagonal_fit(s.a[part], s.b[part])) is not None]
 
 
 def _unmatched(common: Common, material: Material) -> list[Sample]:

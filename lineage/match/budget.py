@@ -1,0 +1,407 @@
+"""The mapping between two layouts from few bytes: whole tensors by sampled places, fusions by strips of their rows.
+
+Of each family of left-over tensors one is looked up: some rows of A's tensors, a strip of columns wide, among all of
+its rows. What is found there is carried over to the rest of the family and held against a few rows of each. Nothing
+is compared in full, so nothing is called certified; what the limit does not allow stays unmatched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lineage.checkpoint.dtypes import STORAGE, decode
+from lineage.checkpoint.metered import Meter, Metered, Spent
+from lineage.layout.axes import LayoutError
+from lineage.layout.chain import Level, apply_chain, leaves, mapped
+from lineage.layout.induce import Match
+from lineage.layout.mapping import Mapping
+from lineage.match.certify import Certified, flat
+from lineage.match.chains import OVER
+from lineage.match.finder import Finder
+from lineage.match.fuse import components, matches
+from lineage.match.rows import (
+    Provenance,
+    Rows,
+    View,
+    columns,
+    contiguous,
+    highest,
+    probe_rows,
+    provenance,
+    views,
+)
+from lineage.match.values import SMALL, Values
+from lineage.match.whole import exact, near
+from lineage.match.words import numbers, skeleton
+
+__all__ = ["Searched", "search"]
+
+#: places of a tensor that a cosine is taken over: chance gives 0.06, strangers of 10^5 pairs stay below 0.3
+PLACES = 256
+#: neighbouring columns that stand for a row: two strangers' rows agree to 0.125, the best of 10^6 to 0.65
+STRIP = 64
+#: rows of each of A's tensors that are looked up, in runs of neighbours (one read serves a run that stands in columns)
+PROBES, RUN = 32, 4
+#: rows that must be found, and their share, before a tensor is taken for a source
+LEAST_HITS, LEAST_HIT_SHARE = 2, 0.05
+#: tensors of A that are looked up for one of B, the closest by their neighbours first
+MOST_PROBED = 256
+#: that many of them at first; share of B's rows that they must explain for the others to be left alone
+CLOSEST, ENOUGH = 8, 0.9
+#: the same where rows stand in columns, which takes many reads
+MOST_TURNED = 24
+#: pairs of rows that are compared for one tensor (seconds of work)
+MOST_PRODUCTS = 1 << 28
+#: families that are looked up where nothing at all corresponds so far
+STRANGERS = 3
+#: rows of every other member of a family that are held against A's
+CHECKED = 12
+#: correlation, and deviations above chance, below which a match is dropped
+LEAST_COSINE, LEAST_Z = 0.3, 8.0
+#: times that small tensors may be read by the full search: one for each way of seeing them as rows
+LOOKS = 8
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
+
+
+class Searched(NamedTuple):
+    """What was found, and B's matrices that stayed unmatched because the limit did not allow to look further."""
+
+    mapping: Mapping
+    unsettled: tuple[str, ...]
+
+
+def search(
+    a: Metered, b: Metered, *, seed: int = 0, threads: int = 2, progress: Callable[[str], None] | None = None
+) -> Searched:
+    """How the tensors of B are laid out in A, from as many bytes as the meter allows.
+
+    Parameters
+    ----------
+    a, b : share one meter
+    seed, threads, progress : as in `lineage.match.find_mapping`
+
+    Notes
+    -----
+    Rules rest on sampled places and rows: their evidence is never certified, their cosines are those of the samples.
+    """
+    found = _Search(a, b, seed=seed, threads=threads, progress=progress or (lambda step: None), places=PLACES)
+    found.meter = b.meter
+    found.run()
+    return Searched(found.mapping(), found.unsettled())
+
+
+class _Search(Finder):
+    """A search that reads samples only."""
+
+    meter: Meter
+
+    def run(self) -> None:
+        """All steps; one that the limit stops keeps what it found before."""
+        self.refused: set[str] = set()
+        self.short = False
+        self.latest: tuple[str, View, NDArray[np.float32]] | None = None
+        for step in (self.sampled, self.small, self.strips, self.by_place):
+            try:
+                step()
+            except Spent:
+                self.short = True
+        self.certified = [Certified(m, True) for m in [*self.matches(), *self.extra]]
+
+    def unsettled(self) -> tuple[str, ...]:
+        """B's matrices that nobody could look up."""
+        left = self.matrices(self.b, self.left_b())
+        return tuple(name for name in left if self.short or name in self.refused)
+
+    def matrices(self, values: Values, names: Iterable[str]) -> list[str]:
+        """Tensors of two axes or more."""
+        return [n for n in names if len(values.shape(n)) > 1]
+
+    # -- whole tensors, small tensors
+
+    def sampled(self) -> None:
+        """Whole tensors by sampled places; equal ones that several of A's tie for by their keys."""
+        self.progress("whole tensors")
+        names_a = self.everything(self.a)
+        self.wholes(near(self.a, self.b, names_a, self.left_b(), seed=self.seed, places=PLACES))
+        self.wholes(exact(self.a, self.b, names_a, self.left_b(), level=self.level, seed=self.seed))
+
+    def small(self) -> None:
+        """The search of every row, where what is left is small enough for it."""
+        left = [(self.a.checkpoint.specs[n], self.a) for n in self.left_a()]
+        left += [(self.b.checkpoint.specs[n], self.b) for n in self.left_b()]
+        cost = sum(spec.nbytes * (1 if spec.size <= SMALL else LOOKS) for spec, _ in left)
+        if cost <= self.meter.left // 2:
+            self.progress("rows")
+            self.by_rows()
+
+    # -- fusions
+
+    def strips(self) -> None:
+        """One of each family by strips of rows, then the rest of the family like it."""
+        self.progress("rows")
+        found: dict[str, Provenance] = {}
+        with self.meter.at_most(self.meter.left // 2):
+            for tried, name in enumerate(self._representatives()):
+                if tried >= STRANGERS and not found and not self.found:
+                    break  # no tensor of B, alone or in parts, shows anything of A
+                try:
+                    got = self._look_up(name)
+                except Spent:
+                    self.refused |= {n for n in self.left_b() if skeleton(n) == skeleton(name)}
+                    continue
+                if got is not None:
+                    found[name] = got
+        for component in components(list(found.values()), self.a, exact=False):
+            for match in matches(component, self.a, self.b, self.names, exact=False):
+                rows = {name: found[name] for name in flat(match.targets)}
+                held = _borne_out(match, rows, self.a, self.b, self.seed)
+                if held is not None:
+                    self.keep(held)
+                    self._carry_over(held, rows)
+
+    def _representatives(self) -> list[str]:
+        """The middle one of each left-over family, so that families of one length show the same layer; large first."""
+        grouped: dict[str, list[str]] = defaultdict(list)
+        for name in self.matrices(self.b, self.left_b()):
+            grouped[skeleton(name)].append(name)
+        families = sorted(grouped.values(), key=lambda members: -len(members) * self.b.size(members[0]))
+        return [sorted(members, key=numbers)[len(members) // 2] for members in families]
+
+    def _look_up(self, name: str) -> Provenance | None:
+        """Which rows of A's left-over tensors the rows of B's tensor are, under the view that shows most."""
+        best: Provenance | None = None
+        for turned, most in ((False, MOST_PROBED), (True, MOST_TURNED)):
+            for view in _views(self.b.shape(name)):
+                options = [o for o in self._options(name, view) if (_turned(view) or _turned(o[1])) is turned]
+                for low, high in ((0, CLOSEST), (CLOSEST, most)):
+                    got = self._among(name, view, options[low:high])
+                    if got is not None and (best is None or _known(got) > _known(best)):
+                        best = got
+                    if best is not None and _known(best) >= ENOUGH:
+                        return best
+            if best is not None:
+                return best
+        return None
+
+    def _among(self, name: str, view: View, options: list[tuple[str, View]]) -> Provenance | None:
+        """Which rows of these tensors of A the rows of B's tensor are, None where they are none."""
+        if not options:
+            return None
+        mine = _Unit(self._strip_b(name, view))
+        sources = [o for o in options if _hits(self.a, *o, mine, self.seed) >= LEAST_HITS]
+        return self._rows_of(name, view, mine, sources) if sources else None
+
+    def _strip_b(self, name: str, view: View) -> NDArray[np.float32]:
+        """The strip of B's tensor that is being looked up; the latest is kept."""
+        if self.latest is None or self.latest[:2] != (name, view):
+            self.latest = name, view, _strip(self.b, name, view, self.seed)
+        return self.latest[2]
+
+    def _options(self, name: str, view: View) -> list[tuple[str, View]]:
+        """A's left-over tensors, under views with rows as wide, the likeliest by their neighbours first."""
+        width = _width(self.b, name, view)
+        left = sorted(self.matrices(self.a, self.left_a()), key=lambda n: -self.links.closeness(n, name))
+        return [(n, v) for n in left for v in _views(self.a.shape(n)) if _width(self.a, n, v) == width]
+
+    def _rows_of(self, name: str, view: View, mine: _Unit, sources: list[tuple[str, View]]) -> Provenance:
+        """The row of a source that each row of B's tensor is."""
+        parts = [_strip(self.a, n, v, self.seed) for n, v in sources]
+        heights = [len(p) for p in parts]
+        if len(mine.rows) * sum(heights) > MOST_PRODUCTS:
+            raise Spent("too many rows to compare")
+        where, value = highest(mine.rows, mine.unit(np.concatenate(parts)))
+        rows = Rows(sources, np.repeat(np.arange(len(parts)), heights), np.concatenate([np.arange(h) for h in heights]))
+        return provenance(name, view, rows, np.where(value > mine.floor(sum(heights)), where, -1))
+
+    def _carry_over(self, match: Match, rows: dict[str, Provenance]) -> None:
+        """The rest of a family as its representative was found."""
+        first_b, first_a = flat(match.targets)[0], flat(match.sources)[0]
+        family_a = [n for n in self.a.checkpoint.specs if skeleton(n) == skeleton(first_a)]
+        for name in [n for n in self.left_b() if skeleton(n) == skeleton(first_b)]:
+            step = _steps(first_b, name)
+            near_by = sorted(family_a, key=lambda n: -self.links.closeness(n, name))[:2]
+            options = dict.fromkeys([*(_steps(first_a, n) for n in near_by), step])
+            for option in options:
+                moved = _moved(match, step, option)
+                try:
+                    cosine = self._alike(match, moved, rows, step, option)
+                except Spent:
+                    self.refused.add(name)
+                    break
+                if cosine is not None:
+                    self.keep(msgspec.structs.replace(moved, cosine=cosine))
+                    break
+
+    def _alike(
+        self, match: Match, moved: Match, rows: dict[str, Provenance], step: Steps, option: Steps
+    ) -> float | None:
+        """Correlation of some rows of the moved match's tensors, None where they speak against it."""
+        for values, old, new in ((self.a, match.sources, moved.sources), (self.b, match.targets, moved.targets)):
+            specs = values.checkpoint.specs
+            if any(
+                y not in specs or specs[y].shape != specs[x].shape for x, y in zip(flat(old), flat(new), strict=True)
+            ):
+                return None
+        ones, twos = [], []
+        for name, p in rows.items():
+            known = np.flatnonzero(p.source >= 0)
+            chosen = known[probe_rows(len(known), CHECKED, self.seed)]
+            target = _strip(self.b, _renumbered(name, step), p.view, self.seed, chosen)
+            for number, (source, view) in enumerate(p.sources):
+                here = p.source[chosen] == number
+                if here.any() and source in flat(match.sources):
+                    ones.append(
+                        _strip(self.a, _renumbered(source, option), view, self.seed, p.row[chosen[here]]).ravel()
+                    )
+                    twos.append(target[here].ravel())
+        return _correlation(ones, twos)
+
+
+# -- strips
+
+
+class _Unit:
+    """Rows of length one, freed of what their columns have in common."""
+
+    def __init__(self, strip: NDArray[np.float32]) -> None:
+        clean = np.where(np.isfinite(strip), strip, 0)
+        self.mean = clean.mean(axis=0)
+        spread = clean.std(axis=0)
+        self.spread = np.where(spread > 0, spread, np.inf)
+        self.rows = self.unit(strip)
+
+    def unit(self, strip: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Other rows in the same frame."""
+        rows = ((np.where(np.isfinite(strip), strip, 0) - self.mean) / self.spread).astype(np.float32)
+        rows -= rows.mean(axis=1, keepdims=True)
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        scaled: NDArray[np.float32] = rows / np.where(length > 0, length, np.inf)
+        return scaled
+
+    def floor(self, others: int) -> float:
+        """A product that the best of all pairs with so many other rows does not reach by chance."""
+        noise = 1 / math.sqrt(max(1, self.rows.shape[1] - 1))
+        return max(LEAST_COSINE, min(0.95, noise * math.sqrt(2 * math.log(max(2, len(self.rows) * others)))))
+
+
+def _views(shape: Sequence[int]) -> list[View]:
+    """Views whose strips can be read by ranges."""
+    return [v for v in views(shape) if v.rows and contiguous(v)]
+
+
+def _turned(view: View) -> bool:
+    """True where a row stands in a column of what is stored."""
+    return view.columns[0] < view.rows[0]
+
+
+def _width(values: Values, name: str, view: View) -> int:
+    shape = values.shape(name)
+    return math.prod(shape[i] for i in view.columns)
+
+
+def _strip(
+    values: Values, name: str, view: View, seed: int, rows: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """Neighbouring columns of every row (or of the given ones), the same for every tensor of a width."""
+    shape, spec = values.shape(name), values.checkpoint.specs[name]
+    height, width = math.prod(shape[i] for i in view.rows), _width(values, name, view)
+    count = min(STRIP, width)
+    at = int(np.random.default_rng([seed, width]).integers(0, width - count + 1))
+    if values.size(name) <= SMALL or _turned(view):
+        return columns(values, name, view, np.arange(at, at + count), rows)
+    wanted = range(height) if rows is None else rows.tolist()
+    if not spec.plain:
+        parts = [values.checkpoint.read(name, r * width + at, r * width + at + count) for r in wanted]
+        return np.stack(parts).astype(np.float32, copy=False)
+    codes = np.empty((len(wanted), count), STORAGE[spec.dtype])
+    for place, row in enumerate(wanted):
+        values.checkpoint.read_codes(name, row * width + at, row * width + at + count, out=codes[place])
+    return decode(codes.reshape(-1), spec.dtype).astype(np.float32, copy=False).reshape(codes.shape)
+
+
+def _known(found: Provenance) -> float:
+    """Share of the rows that were found."""
+    return float((found.source >= 0).mean())
+
+
+def _hits(a: Values, name: str, view: View, mine: _Unit, seed: int) -> int:
+    """How many of some rows of A's tensor are among B's; 0 where they are too few to count."""
+    height = math.prod(a.shape(name)[i] for i in view.rows)
+    starts = probe_rows(max(1, height // RUN), PROBES // RUN, seed) * RUN
+    probes = np.unique((starts[:, None] + np.arange(min(RUN, height))).ravel())
+    _, value = highest(mine.unit(_strip(a, name, view, seed, probes)), mine.rows)
+    found = int((value > mine.floor(MOST_PROBED * PROBES)).sum())
+    return found if found >= LEAST_HIT_SHARE * len(probes) else 0
+
+
+def _correlation(ones: Sequence[NDArray[Any]], twos: Sequence[NDArray[Any]]) -> float | None:
+    """Correlation of paired values, None where it is no evidence."""
+    if not ones:
+        return None
+    x, y = np.concatenate(ones).astype(np.float64), np.concatenate(twos).astype(np.float64)
+    ok = np.isfinite(x) & np.isfinite(y)
+    x, y = x[ok], y[ok]
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    found = float(np.corrcoef(x, y)[0, 1])
+    return found if found >= LEAST_COSINE and found * math.sqrt(len(x)) >= LEAST_Z else None
+
+
+def _borne_out(match: Match, rows: dict[str, Provenance], a: Values, b: Values, seed: int) -> Match | None:
+    """The match with the correlation that its operations give on strips of all rows; None where they fail."""
+    views_a = {n: v for p in rows.values() for n, v in p.sources}
+
+    def narrow(values: Values, name: str, view: View) -> NDArray[np.float32]:
+        spec = values.checkpoint.specs[name]
+        full = [i for i, n in enumerate(spec.shape) if n != 1]
+        if len(view.columns) != 1:
+            raise LayoutError("a strip is cut from one axis")
+        strip = _strip(values, name, view, seed)
+        shape = [strip.shape[1] if i == full[view.columns[0]] else n for i, n in enumerate(spec.shape)]
+        return (strip.T if _turned(view) else strip).reshape(shape)
+
+    entries = [Level(OVER, list(e)) if isinstance(e, tuple) else e for e in match.sources]
+    try:
+        given = [mapped(e, lambda name: narrow(a, name, views_a[name])) for e in entries]
+        made = [x for m in apply_chain(match.ops, given) for x in leaves(m)]
+        wanted = [narrow(b, name, rows[name].view) for name in flat(match.targets)]
+    except (LayoutError, KeyError):
+        return None
+    if [x.shape for x in made] != [y.shape for y in wanted]:
+        return None
+    cosine = _correlation([x.ravel() for x in made], [y.ravel() for y in wanted])
+    return None if cosine is None else msgspec.structs.replace(match, cosine=cosine)
+
+
+# -- names
+
+Steps = tuple[int, ...]
+
+
+def _steps(one: str, two: str) -> Steps:
+    """By how much the numbers of two names of a family differ."""
+    return tuple(int(y) - int(x) for x, y in zip(_NUMBER.findall(one), _NUMBER.findall(two), strict=True))
+
+
+def _renumbered(name: str, steps: Steps) -> str:
+    """The name with its first numbers moved."""
+    moves: Iterator[int] = itertools.chain(steps, itertools.repeat(0))
+    return _NUMBER.sub(lambda hit: str(int(hit.group()) + next(moves)), name)
+
+
+def _moved(match: Match, step: Steps, option: Steps) -> Match:
+    """The match for other numbers."""
+
+    def renamed(entries: Sequence[Any], steps: Steps) -> tuple[Any, ...]:
+        return tuple(_renumbered(e, steps) if isinstance(e, str) else renamed(e, steps) for e in entries)
+
+    return msgspec.structs.replace(match, targets=renamed(match.targets, step), sources=renamed(match.sources, option))

@@ -1,0 +1,150 @@
+"""Pairs of networks that have nothing to do with each other, for calibration: trained many at a time, and adversarial.
+
+All networks of a batch see the same data in the same order and learn from the same teacher; only their
+initialisations differ. That is the hardest honest null: everything but the origin is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lineage.judge.laws import log10_fixed_points_together, log10_orders_kept_together
+from lineage.judge.significance import Significance
+from tests.judge.networks import Arrays, changed, decoder, exact
+
+VOCABULARY, WIDTH, HIDDEN, LAYERS = 32, 16, 24, 2
+#: steps, tokens a step and learning rate of the training
+STEPS, TOKENS, RATE = 120, 64, 0.02
+
+
+class Null(NamedTuple):
+    """What one null pair gave.
+
+    Attributes
+    ----------
+    fixed, order : log10 p of the two hidden tests by themselves, before any correction
+    final : log10 p as the verdict reports it, None where every axis was void
+    """
+
+    fixed: float
+    order: float
+    final: float | None
+
+
+def trained(count: int, *, seed: int) -> list[Arrays]:
+    """So many small language models of one recipe: the same data in the same order, other initialisations."""
+    import torch
+
+    torch.set_num_threads(1)
+    make = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng([seed, 1])
+    chain = rng.dirichlet(np.full(VOCABULARY, 0.1), VOCABULARY)
+
+    def start(*shape: int) -> torch.Tensor:
+        return torch.nn.Parameter(torch.randn(count, *shape, generator=make) / shape[-1] ** 0.5)
+
+    embed, head = start(VOCABULARY, WIDTH), start(VOCABULARY, WIDTH)
+    ups = [start(HIDDEN, WIDTH) for _ in range(LAYERS)]
+    downs = [start(WIDTH, HIDDEN) for _ in range(LAYERS)]
+    optimiser = torch.optim.AdamW([embed, head, *ups, *downs], lr=RATE)
+    for _ in range(STEPS):
+        now = rng.integers(0, VOCABULARY, TOKENS)
+        then = np.array([rng.choice(VOCABULARY, p=chain[t]) for t in now])
+        x = embed[:, now]
+        for up, down in zip(ups, downs, strict=True):
+            x = x + torch.relu(x @ up.transpose(1, 2)) @ down.transpose(1, 2)
+        logits = x @ head.transpose(1, 2)
+        goal = torch.from_numpy(then).expand(count, -1)
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), goal.reshape(-1)) * count
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    result = []
+    for at in range(count):
+        tensors = {"embed.weight": embed[at], "head.weight": head[at]}
+        for i in range(LAYERS):
+            tensors |= {f"layers.{i}.up.weight": ups[i][at], f"layers.{i}.down.weight": downs[i][at]}
+        result.append({name: value.detach().numpy().copy() for name, value in tensors.items()})
+    return result
+
+
+def measured(found: Significance) -> Null:
+    """The p-values of one pair."""
+    plain = [t for t in found.tests if t.kind == "hidden" and not t.frame and not t.void]
+    blocks = [(units, units) for t in plain for _, _, units in t.each]
+    fixed = log10_fixed_points_together(blocks, sum(t.fixed for t in plain)) if blocks else 0.0
+    order = log10_orders_kept_together([n for n, _ in blocks], sum(t.ordered for t in plain)) if blocks else 0.0
+    return Null(fixed, order, found.log10_p)
+
+
+def trained_pairs(count: int, *, seed: int = 0, batch: int = 250) -> Iterator[Null]:
+    """Null pairs of freshly trained networks; no network is used twice."""
+    done = 0
+    while done < count:
+        size = min(batch, count - done)
+        networks = trained(2 * size, seed=seed + done)
+        for at in range(size):
+            yield measured(exact(networks[2 * at], networks[2 * at + 1], seed=at))
+        done += size
+
+
+def resampled_pairs(count: int, *, seed: int = 0) -> Iterator[Null]:
+    """Null pairs of unlike statistics: heavy channels, outliers, common directions."""
+    for at in range(count):
+        one, two = (decoder(seed + 2 * at + k, layers=3, width=24, hidden=32) for k in (1, 2))
+        yield measured(exact(one, two, seed=at))
+
+
+def _sorted(tensors: Arrays) -> Arrays:
+    result = dict(tensors)
+    for i in range(4):
+        at = f"layers.{i}.mlp."
+        order = np.argsort(np.linalg.norm(tensors[at + "gate.weight"], axis=1))
+        for name in ("gate.weight", "up.weight"):
+            result[at + name] = tensors[at + name][order]
+        result[at + "down.weight"] = tensors[at + "down.weight"][:, order]
+    return result
+
+
+def _identity(tensors: Arrays) -> Arrays:
+    eye = np.eye(48, 32)
+    return changed(tensors, lambda n, v: v + 0.5 * (eye.T if "down" in n else eye) if "mlp" in n else v)
+
+
+def _normed_alike(tensors: Arrays) -> Arrays:
+    lengths = np.linspace(0.5, 2, 48)
+
+    def scale(name: str, values: Any) -> Any:
+        if "mlp" not in name:
+            return values
+        return values / np.linalg.norm(values, axis=1, keepdims=True) * lengths[: len(values), None]
+
+    return changed(tensors, scale)
+
+
+def _doubled(tensors: Arrays) -> Arrays:
+    def double(name: str, values: Any) -> Any:
+        axis = 1 if "down" in name else 0
+        return np.take(values, np.arange(48) // 2, axis=axis) if "mlp" in name else values
+
+    return changed(tensors, double)
+
+
+#: what might make strangers look related, by what it does to both of them
+ADVERSARIES: dict[str, Callable[[Arrays], Arrays]] = {
+    "neurons sorted by size": _sorted,
+    "identity initialisation": _identity,
+    "equal norms of all neurons": _normed_alike,
+    "every neuron twice": _doubled,
+    "one coarse grid": lambda tensors: changed(tensors, lambda n, v: np.sign(v)),
+    "non-negative weights": lambda tensors: changed(tensors, lambda n, v: np.abs(v)),
+}
+
+
+def adversarial_pairs(change: Callable[[Arrays], Arrays], count: int) -> Iterator[Null]:
+    """Null pairs of which both sides went through the same change."""
+    for at in range(count):
+        yield measured(exact(change(decoder(2 * at)), change(decoder(2 * at + 1)), seed=at))

@@ -1,0 +1,296 @@
+"""Every tag: a pair that has it, the nearest pair that has not, and an innocent pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lineage.judge.material import Sample
+from lineage.judge.relations import RELATIONS
+from lineage.judge.relations.training import low_rank
+from lineage.judge.relations.values import diagonal_fit, lattice
+from lineage.layout.mapping import Mapping, Rule
+from lineage.layout.operations import Concat, Pad, Rearrange
+from tests.judge.networks import HIDDEN, LAYERS, WIDTH, Arrays, changed, decoder, tuned, verdict
+
+Changer = Callable[[str, NDArray[Any]], NDArray[Any]]
+BASE = decoder(1)
+
+
+def content(change: Changer) -> Arrays:
+    """The base with its matrices changed."""
+    return changed(BASE, lambda name, values: change(name, values) if values.ndim > 1 else values)
+
+
+def rounded(bits: int, block: int) -> Arrays:
+    def round_to(name: str, values: NDArray[Any]) -> Any:
+        blocks = values.reshape(-1, block or values.shape[1])
+        step = np.abs(blocks).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+        return (np.round(blocks / step) * step).reshape(values.shape)
+
+    return content(round_to)
+
+
+def noisy(size: float) -> Arrays:
+    rng = np.random.default_rng(5)
+    return content(lambda n, v: v + size * np.sqrt(np.mean(v**2)) * rng.standard_normal(v.shape))
+
+
+def pruned(name: str, values: NDArray[Any]) -> Any:
+    return np.where(np.abs(values) < np.median(np.abs(values)), 0, values)
+
+
+def adapted(rank: int) -> Arrays:
+    rng = np.random.default_rng(6)
+
+    def add(name: str, values: NDArray[Any]) -> Any:
+        if ".q." not in name and ".v." not in name:
+            return values
+        update = rng.standard_normal((values.shape[0], rank)) @ rng.standard_normal((rank, values.shape[1]))
+        return values + 0.1 * values.std() * update / np.sqrt(rank)
+
+    return content(add)
+
+
+def layers(order: list[int]) -> tuple[Arrays, Mapping]:
+    """The base with these layers, and the mapping."""
+    result = {n: v for n, v in BASE.items() if not n.startswith("layers.")}
+    rules = [Rule(to=(n,), source=(n,)) for n in result]
+    names = [n.removeprefix("layers.0.") for n in BASE if n.startswith("layers.0.")]
+    for at, origin in enumerate(order):
+        result |= {f"layers.{at}.{n}": BASE[f"layers.{origin}.{n}"] for n in names}
+        rules += [Rule(to=(f"layers.{at}.{n}",), source=(f"layers.{origin}.{n}",)) for n in names]
+    left = tuple(n for n in BASE if n.startswith("layers.") and int(n.split(".")[1]) not in order)
+    return result, Mapping(rules=tuple(rules), unmatched_source=left)
+
+
+def scaled(signs: bool) -> Arrays:
+    rng = np.random.default_rng(7)
+
+    def factors(length: int) -> NDArray[Any]:
+        return rng.choice([-1.0, 1.0], length) if signs else np.exp(0.3 * rng.standard_normal(length))
+
+    channels = factors(WIDTH)
+    neurons = [factors(HIDDEN) for _ in range(LAYERS)]
+
+    def scale(name: str, values: NDArray[Any]) -> Any:
+        if "mlp.up" in name:
+            return values * channels * neurons[int(name.split(".")[1])][:, None]
+        if "mlp.down" in name:
+            return values / channels[:, None] / neurons[int(name.split(".")[1])]
+        return values / channels[:, None] if ".o." in name else values * channels
+
+    return content(scale)
+
+
+def tags(other: Arrays, layout: Mapping | None = None, words: tuple[str, str] = ("F32", "F32")) -> set[str]:
+    return set(verdict(BASE, other, layout, words=words).relations)
+
+
+def names_of(rename: Callable[[str], str]) -> tuple[Arrays, Mapping]:
+    rules = tuple(Rule(to=(rename(n),), source=(n,)) for n in BASE)
+    return {rename(n): v for n, v in BASE.items()}, Mapping(rules=rules)
+
+
+def test_equal_files_are_identical() -> None:
+    assert tags(BASE) == {"identical"}
+
+
+def test_other_names_are_renamed_and_not_identical() -> None:
+    assert tags(*names_of(lambda name: f"model.{name}")) == {"renamed"}
+
+
+def test_other_layers_numbers_are_no_new_names() -> None:
+    assert "renamed" not in tags(*layers([0, 2, 3]))
+
+
+def test_joined_tensors_are_fused() -> None:
+    other = {n: v for n, v in BASE.items() if ".q." not in n and ".k." not in n}
+    rules = [Rule(to=(n,), source=(n,)) for n in other]
+    for i in range(LAYERS):
+        pair = tuple(f"layers.{i}.attn.{x}.weight" for x in "qk")
+        other[f"layers.{i}.attn.qk.weight"] = np.concatenate([BASE[n] for n in pair])
+        rules.append(Rule(to=(f"layers.{i}.attn.qk.weight",), source=pair, ops=(Concat(0),)))
+    assert tags(other, Mapping(rules=tuple(rules))) == {"fused"}
+
+
+def test_turned_matrices_are_transposed_and_not_fused() -> None:
+    turn = (Rearrange("r c -> c r"),)
+    rules = tuple(Rule(to=(n,), source=(n,), ops=turn if v.ndim > 1 else ()) for n, v in BASE.items())
+    assert tags(content(lambda n, v: v.T), Mapping(rules=rules)) == {"transposed"}
+
+
+def test_another_dtype_is_cast() -> None:
+    assert tags(BASE, words=("F32", "F16")) == {"cast"}
+
+
+def test_tuned_weights_of_another_dtype_are_not_cast() -> None:
+    assert "cast" not in tags(tuned(BASE, 2), words=("F32", "BF16"))
+
+
+@pytest.mark.parametrize(("bits", "block"), [(8, 0), (4, 16), (8, 16), (4, 0)])
+@pytest.mark.parametrize("word", ["F32", "BF16"])
+def test_values_on_a_lattice_are_quantized(bits: int, block: int, word: str) -> None:
+    found = verdict(BASE, rounded(bits, block), words=("F32", word))
+    assert "quantized" in found.relations
+    assert "fine-tuned" not in found.relations
+    assert found.direction == "a-to-b"
+
+
+def test_the_lattice_is_seen_from_the_other_side_too() -> None:
+    found = verdict(rounded(4, 16), BASE)
+    assert ("quantized" in found.relations, found.direction) == (True, "b-to-a")
+
+
+def test_a_tuned_and_rounded_cousin_shows_no_direction() -> None:
+    base = tuned(BASE, 9, 0.5)
+    found = verdict(base, rounded(8, 0))
+    assert ("quantized" in found.relations, found.direction) == (True, None)
+
+
+@pytest.mark.parametrize("size", [0.02, 0.1])
+def test_white_noise_of_one_size_is_noised(size: float) -> None:
+    found = tags(noisy(size))
+    assert "noised" in found
+    assert not found & {"fine-tuned", "quantized", "lora-merged"}
+
+
+def test_zeros_are_sparsified_and_the_pruned_side_is_the_child() -> None:
+    one, two = verdict(BASE, content(pruned)), verdict(content(pruned), BASE)
+    assert "sparsified" in one.relations
+    assert (one.direction, two.direction) == ("a-to-b", "b-to-a")
+
+
+def test_small_steps_everywhere_are_fine_tuned() -> None:
+    assert tags(tuned(BASE, 2)) == {"fine-tuned"}
+
+
+def test_long_training_is_continued_pretraining() -> None:
+    assert tags(tuned(BASE, 2, 1.0)) == {"continued-pretraining"}
+
+
+def test_equal_parts_beside_tuned_ones_are_partially_tuned() -> None:
+    other = BASE | {n: v for n, v in tuned(BASE, 2).items() if "mlp" in n}
+    assert tags(other) == {"fine-tuned", "partially-tuned"}
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize("word", ["F32", "BF16"])
+def test_a_low_rank_difference_is_a_merged_lora(rank: int, word: str) -> None:
+    found = verdict(BASE, adapted(rank), words=(word, word))
+    assert "lora-merged" in found.relations
+    assert "fine-tuned" not in found.relations
+    assert found.direction is None
+    assert any(f"rank {rank} " in finding.sentence for finding in found.findings)
+
+
+def test_a_difference_of_nearly_full_rank_is_no_lora() -> None:
+    assert "lora-merged" not in tags(adapted(14))
+
+
+def test_missing_layers_are_depth_pruned() -> None:
+    found = verdict(BASE, *layers([0, 2, 3]))
+    assert (found.class_, found.relations, found.direction) == ("transformed", ("depth-pruned",), "a-to-b")
+
+
+def test_repeated_layers_are_depth_grown() -> None:
+    found = verdict(BASE, *layers([0, 1, 2, 1, 2, 3]))
+    assert (found.relations, found.direction) == (("depth-grown",), "a-to-b")
+
+
+def test_swapped_layers_are_reordered() -> None:
+    assert tags(*layers([0, 2, 1, 3])) == {"layers-reordered"}
+
+
+def test_fewer_neurons_are_width_pruned_and_more_are_grown() -> None:
+    def cut(name: str, values: NDArray[Any]) -> Any:
+        return values[:, :36] if "mlp.down" in name else values[:36] if "mlp" in name else values
+
+    one, two = verdict(BASE, content(cut)), verdict(content(cut), BASE)
+    assert ("width-pruned" in one.relations, one.direction) == (True, "a-to-b")
+    assert ("width-grown" in two.relations, two.direction) == (True, "b-to-a")
+
+
+def test_neurons_that_were_copied_to_grow_show_the_wider_one_as_the_child() -> None:
+    def double(name: str, values: NDArray[Any]) -> Any:
+        if "mlp" not in name:
+            return values
+        axis = 1 if "down" in name else 0
+        return np.concatenate([values, np.take(values, range(12), axis=axis)], axis=axis)
+
+    found = verdict(BASE, content(double))
+    assert ("width-grown" in found.relations, found.direction) == (True, "a-to-b")
+
+
+def test_new_rows_of_the_embedding_extend_the_vocabulary() -> None:
+    more = np.random.default_rng(8).standard_normal((6, WIDTH)).astype(np.float32)
+    other = BASE | {n: np.concatenate([BASE[n], 0.05 * more]) for n in ("embed.weight", "head.weight")}
+    pad = (Pad(0, 0, 6, value=None),)
+    rules = tuple(Rule(to=(n,), source=(n,), ops=pad if n in ("embed.weight", "head.weight") else ()) for n in BASE)
+    found = verdict(BASE, other, Mapping(rules=rules))
+    assert (found.relations, found.direction) == (("vocabulary-extended",), "a-to-b")
+
+
+def test_one_mlp_in_several_experts_is_upcycled() -> None:
+    other = {n: v for n, v in BASE.items() if "mlp" not in n}
+    rules = [Rule(to=(n,), source=(n,)) for n in other]
+    for i in range(LAYERS):
+        for e in range(3):
+            for part in ("gate", "up", "down"):
+                source, target = f"layers.{i}.mlp.{part}.weight", f"layers.{i}.experts.{e}.{part}.weight"
+                other[target] = BASE[source] + 0.001 * e
+                rules.append(Rule(to=(target,), source=(source,)))
+    found = verdict(BASE, other, Mapping(rules=tuple(rules)))
+    assert "expert-upcycled" in found.relations
+    assert found.direction == "a-to-b"
+    assert not set(found.relations) & {"depth-grown", "depth-pruned"}
+
+
+def test_scaled_rows_and_columns_are_rescaled() -> None:
+    found = tags(scaled(signs=False))
+    assert "rescaled" in found
+    assert not found & {"fine-tuned", "sign-flipped", "continued-pretraining"}
+
+
+def test_flipped_signs_are_sign_flipped() -> None:
+    found = tags(scaled(signs=True))
+    assert "sign-flipped" in found
+    assert not found & {"rescaled", "fine-tuned"}
+
+
+def test_some_units_at_home_in_every_layer_are_a_shared_beginning() -> None:
+    start, one, two = decoder(50), decoder(51), decoder(52)
+    a, b = ({n: start[n] + 2.4 * x[n] for n in start} for x in (one, two))
+    assert "shared-initialisation" in verdict(a, b).relations
+
+
+@pytest.mark.parametrize("tag", RELATIONS)
+def test_no_stranger_has_any_tag(tag: str) -> None:
+    assert tag not in tags(decoder(2))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_trained_weights_stand_on_no_lattice(seed: int) -> None:
+    assert lattice(np.random.default_rng(seed).standard_normal((24, 64)).astype(np.float16).astype(np.float32)) is None
+
+
+def test_weights_stored_in_bf16_stand_on_no_lattice() -> None:
+    values = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
+    assert lattice((values.view(np.uint32) & 0xFFFF0000).view(np.float32)) is None
+
+
+def test_noise_has_no_low_rank() -> None:
+    a = np.random.default_rng(0).standard_normal((64, 64))
+    assert low_rank(Sample("w", a, a + 0.01 * np.random.default_rng(1).standard_normal((64, 64))), "F32") == 0
+
+
+def test_strangers_are_no_scaled_rows_of_each_other() -> None:
+    rng = np.random.default_rng(0)
+    fit = diagonal_fit(rng.standard_normal((32, 32)), rng.standard_normal((32, 32)))
+    assert fit is not None
+    assert fit.off > 0.5
+    assert fit.signed < 0.8
