@@ -141,6 +141,9 @@ def run() -> NoReturn:
         with suppress(AttributeError, ValueError):
             # file names and tensor names may hold what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        # the program has threads of its own; those of a linear algebra library spin on the same cores meanwhile
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _terminated)
     code = _code()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint import Checkpoint
+from lineage.checkpoint.metered import Spent
 from lineage.judge.axes import FEWEST_UNITS, Block, Matrix, Member, Shape, template
 from lineage.judge.common import Common
 from lineage.judge.tables import diagonal, sinusoidal
@@ -87,8 +88,11 @@ def token_frames(common: Common, found: Sequence[Matrix], *, seed: int) -> dict[
             rows = _places(member, tokens, max(8, MOST_TOKENS // matrix.kernel), rng)
             rows = np.arange(tokens) if rows is None else rows
             whole = slice(0, max(matrix.a[side], matrix.b[side]))
-            one = read_units(common.a, member, whole, length=matrix.a[side], features=rows).T
-            two = read_units(common.b, member, whole, length=matrix.b[side], features=rows).T
+            try:
+                one = read_units(common.a, member, whole, length=matrix.a[side], features=rows).T
+                two = read_units(common.b, member, whole, length=matrix.b[side], features=rows).T
+            except Spent:
+                continue
             parts.setdefault((matrix.a[side], matrix.b[side]), []).append((_scaled(one), _scaled(two)))
     return {
         lengths: Frame(np.concatenate([one for one, _ in pairs]), np.concatenate([two for _, two in pairs]))
@@ -126,7 +130,10 @@ def load_units(
         if features is _NOTHING:
             continue
         for side, parts, length in ((common.a, sides[0], block.a), (common.b, sides[1], block.b)):
-            units = read_units(side, member, window, length=length, features=features)
+            try:
+                units = read_units(side, member, window, length=length, features=features)
+            except Spent:
+                return None  # no more bytes may be read: the blocks before this one are the sample
             if _table(units, member, window.start, features):
                 return f"{member.matrix.name} holds a table that anyone computes alike"
             if frame is not None:

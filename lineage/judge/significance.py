@@ -136,7 +136,15 @@ class Significance(msgspec.Struct, frozen=True):
         return [test for test in self.tests if not test.void]
 
 
-def significance(common: Common, bound: Callable[[str], bool], *, seed: int, rows: int) -> Significance:
+def significance(
+    common: Common,
+    bound: Callable[[str], bool],
+    *,
+    seed: int,
+    rows: int,
+    units: int = ALL_UNITS,
+    blocks: int = MOST_BLOCKS,
+) -> Significance:
     """The exact p-value of "trained independently", and the tests it is made of.
 
     Parameters
@@ -145,6 +153,7 @@ def significance(common: Common, bound: Callable[[str], bool], *, seed: int, row
     bound : says of a tensor's name whether its axes are bound to an index
     seed : of the sampled units and of the shuffles that break ties
     rows : units a layer that are compared at least
+    units, blocks : units of all layers of an axis together, and layers, that are compared
 
     Notes
     -----
@@ -156,7 +165,8 @@ def significance(common: Common, bound: Callable[[str], bool], *, seed: int, row
     found, others = matrices(common.shapes)
     names = lambda name: any(bound(side) for side in common.names(name))  # noqa: E731
     hidden = hidden_axes(found, others, names)
-    tests, plain = _family(common, hidden, None, seed=seed, rows=rows)
+    share = {"rows": rows, "units": units, "blocks": blocks}
+    tests, plain = _family(common, hidden, None, seed=seed, **share)
     channels = [_channels(common, axis, seed=seed) for axis in channel_axes(found, hidden, names)]
     tests += [test for test in channels if test is not None]
     families = [] if plain is None else [plain]
@@ -165,7 +175,7 @@ def significance(common: Common, bound: Callable[[str], bool], *, seed: int, row
         families.append(laws.corrected(min(t.log10_p for t in valid), math.log10(len(valid))))
     if hidden and (plain is None or plain > ENOUGH):
         frames = token_frames(common, found, seed=seed)
-        seen, through = _family(common, hidden, frames, seed=seed, rows=rows) if frames else ([], None)
+        seen, through = _family(common, hidden, frames, seed=seed, **share) if frames else ([], None)
         tests += seen
         families += [] if through is None else [through]
     if not families:
@@ -179,14 +189,14 @@ def _family(
     frames: Mapping[tuple[int, int], Frame] | None,
     *,
     seed: int,
-    rows: int,
+    **share: int,
 ) -> tuple[list[AxisTest], float | None]:
     """The tests on hidden axes in one frame, and the p-value of all their blocks together."""
     tests: list[AxisTest] = []
     counted: list[Counted] = []
     tries = 0.0
     for axis in axes:
-        found = _hidden(common, axis, frames, seed=seed, rows=rows)
+        found = _hidden(common, axis, frames, seed=seed, **share)
         if found is not None:
             test, counts, log10_pairings = found
             tests.append(test)
@@ -197,14 +207,21 @@ def _family(
 
 
 def _hidden(
-    common: Common, axis: Axis, frames: Mapping[tuple[int, int], Frame] | None, *, seed: int, rows: int
+    common: Common,
+    axis: Axis,
+    frames: Mapping[tuple[int, int], Frame] | None,
+    *,
+    seed: int,
+    rows: int,
+    units: int,
+    blocks: int,
 ) -> tuple[AxisTest, list[Counted], float] | None:
     """The test on a hidden axis, its counts by block, and log10 of the pairings that may have been tried."""
-    blocks = _once(common, axis.blocks)[:MOST_BLOCKS]
-    share = min(MOST_UNITS, max(rows, ALL_UNITS // max(1, len(blocks))))
+    chosen = _once(common, axis.blocks)[:blocks]
+    share = min(MOST_UNITS, max(rows, units // max(1, len(chosen))))
     loaded: list[tuple[Block, Units, Units]] = []
     void = ""
-    for block in blocks:
+    for block in chosen:
         pair = load_units(common, block, share, seed=seed, frames=frames)
         if isinstance(pair, str):
             void = void or pair
@@ -216,9 +233,9 @@ def _hidden(
     counts = [_count(one, two, seed + at) for at, (_, one, two) in enumerate(kept)]
     tries = _log10_pairings(common, axis, [block for block, _, _ in kept])
     control, mispaired = _control(kept, seed=seed)
-    fixed, units = sum(c.fixed for c in mispaired), sum(c.matched for c in mispaired)
+    fixed, mismatched = sum(c.fixed for c in mispaired), sum(c.matched for c in mispaired)
     if not void and control is not None and control < FIRES:
-        void = f"mispaired layers agree on {fixed} of {units} units: the index itself carries meaning"
+        void = f"mispaired layers agree on {fixed} of {mismatched} units: the index itself carries meaning"
     if not void and control is None and len(kept) < len(loaded):
         void = "all layers are alike, so nothing shows that the index carries no meaning"
     at_home = [c.likeness for c in counts if c.fixed]
@@ -229,7 +246,7 @@ def _hidden(
         units=sum(c.matched for c in counts), fixed=sum(c.fixed for c in counts),
         ordered=sum(c.ordered for c in counts),
         likeness=float(np.mean(at_home)) if at_home else 0.0, log10_p=_together(counts, tries),
-        control=control, control_fixed=fixed, control_units=units,
+        control=control, control_fixed=fixed, control_units=mismatched,
         shown=float(np.mean(shown)) if shown else None, floor=max(floor) if floor else None,
         paired=float(np.mean([c.paired for c in counts])), void=void,
         each=tuple((".".join(block.path), c.fixed, c.matched) for (block, _, _), c in zip(kept, counts, strict=True)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import msgspec
 
@@ -18,7 +19,7 @@ from lineage.layout.mapping import Mapping
 from lineage.match.words import load_roles
 from lineage.measure.compare import Comparison
 
-__all__ = ["Class", "Verdict", "judge"]
+__all__ = ["Class", "Verdict", "bound_names", "decide", "judge"]
 
 Class = Literal["copied", "transformed", "retrained", "unrelated", "undetermined"]
 RELATED: dict[str, bool | None] = {
@@ -106,23 +107,34 @@ def judge(
     Reads samples of rows, never whole files: about 50 MB of two checkpoints of 1 GB.
     """
     common = common_layout(a, b, mapping)
-    tested = significance(common, _bound(), seed=seed, rows=rows)
+    tested = significance(common, bound_names(), seed=seed, rows=rows)
     material = Material(a, b, mapping, Filled(mapping, a), common, comparison, tested, seed)
-    return _verdict(material)
+    return decide(material)
 
 
-def _bound() -> Any:
+def bound_names() -> Callable[[str], bool]:
     """Says of a tensor's name whether its axes are bound to an index."""
     roles = load_roles()
     return lambda name: not BOUND.isdisjoint(roles.of(name))
 
 
-def _verdict(material: Material) -> Verdict:
+def decide(
+    material: Material,
+    *,
+    look: Callable[[Material], list[Finding]] = find_relations,
+    towards: Callable[[Material, list[Finding]], Literal["a-to-b", "b-to-a"] | None] = find_direction,
+) -> Verdict:
+    """The verdict on what was gathered.
+
+    Parameters
+    ----------
+    look, towards : find relations and direction
+    """
     tested, p = material.significance, material.significance.log10_p
     equal, stands = _equal_by_itself(material), [t for t in tested.tests if t.stands_out and not t.void]
     exact = p is not None and p < SIGNIFICANT
     related = exact or equal or bool(stands)
-    findings = find_relations(material) if related else []
+    findings = look(material) if related else []
     class_ = _class(material, related, findings)
     if related and not exact:
         p = None  # every axis that an exact test needs was reordered: effect sizes and equality decide
@@ -130,7 +142,7 @@ def _verdict(material: Material) -> Verdict:
     return Verdict(
         class_=class_, related=RELATED[class_], log10_p=None if p is None else round(p, 4) + 0.0,
         coverage=round(material.coverage, 6), relations=tuple(f.tag for f in findings),
-        direction=find_direction(material, findings) if related else None, reasons=tuple(reasons),
+        direction=towards(material, findings) if related else None, reasons=tuple(reasons),
         findings=tuple(findings), tests=tested.tests,
     )  # fmt: skip
 
@@ -191,7 +203,8 @@ def _reasons(
     reasons: list[str] = []
     if class_ == "copied":
         what = f"{len(material.pairs)} tensors, {material.coverage:.1%} of B's parameters"
-        reasons.append(f"Every matched value is equal{_after(findings)}: {what}.")
+        seen = "matched value" if material.comparison is not None else "value that was looked at"
+        reasons.append(f"Every {seen} is equal{_after(findings)}: {what}.")
     if exact:
         reasons += [_agreement(t) for t in best if t.log10_p < SIGNIFICANT][:2]
     if stands and not exact:

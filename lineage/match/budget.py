@@ -18,8 +18,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.dtypes import STORAGE, decode
-from lineage.checkpoint.metered import Meter, Metered, Spent
+from lineage.checkpoint.metered import Meter, Spent
 from lineage.layout.axes import LayoutError
 from lineage.layout.chain import Level, apply_chain, leaves, mapped
 from lineage.layout.induce import Match
@@ -80,13 +81,20 @@ class Searched(NamedTuple):
 
 
 def search(
-    a: Metered, b: Metered, *, seed: int = 0, threads: int = 2, progress: Callable[[str], None] | None = None
+    a: Checkpoint,
+    b: Checkpoint,
+    meter: Meter,
+    *,
+    seed: int = 0,
+    threads: int = 2,
+    progress: Callable[[str], None] | None = None,
 ) -> Searched:
     """How the tensors of B are laid out in A, from as many bytes as the meter allows.
 
     Parameters
     ----------
-    a, b : share one meter
+    a, b : `Metered`, or parts of such
+    meter : theirs
     seed, threads, progress : as in `lineage.match.find_mapping`
 
     Notes
@@ -94,7 +102,7 @@ def search(
     Rules rest on sampled places and rows: their evidence is never certified, their cosines are those of the samples.
     """
     found = _Search(a, b, seed=seed, threads=threads, progress=progress or (lambda step: None), places=PLACES)
-    found.meter = b.meter
+    found.meter = meter
     found.run()
     return Searched(found.mapping(), found.unsettled())
 
@@ -108,7 +116,7 @@ class _Search(Finder):
         """All steps; one that the limit stops keeps what it found before."""
         self.refused: set[str] = set()
         self.short = False
-        self.latest: tuple[str, View, NDArray[np.float32]] | None = None
+        self.kept: dict[tuple[bool, str, View], NDArray[np.float32]] = {}
         for step in (self.sampled, self.small, self.strips, self.by_place):
             try:
                 step()
@@ -163,16 +171,21 @@ class _Search(Finder):
         for component in components(list(found.values()), self.a, exact=False):
             for match in matches(component, self.a, self.b, self.names, exact=False):
                 rows = {name: found[name] for name in flat(match.targets)}
-                held = _borne_out(match, rows, self.a, self.b, self.seed)
+                held = self._borne_out(match, rows)
                 if held is not None:
                     self.keep(held)
                     self._carry_over(held, rows)
 
     def _representatives(self) -> list[str]:
-        """The middle one of each left-over family, so that families of one length show the same layer; large first."""
+        """The middle one of each left-over family, so that families of one length show the same layer; large first.
+
+        A tensor that has its name and shape in A, with other values, is no fusion.
+        """
         grouped: dict[str, list[str]] = defaultdict(list)
+        left = set(self.left_a())
         for name in self.matrices(self.b, self.left_b()):
-            grouped[skeleton(name)].append(name)
+            if name not in left or self.a.shape(name) != self.b.shape(name):
+                grouped[skeleton(name)].append(name)
         families = sorted(grouped.values(), key=lambda members: -len(members) * self.b.size(members[0]))
         return [sorted(members, key=numbers)[len(members) // 2] for members in families]
 
@@ -196,15 +209,16 @@ class _Search(Finder):
         """Which rows of these tensors of A the rows of B's tensor are, None where they are none."""
         if not options:
             return None
-        mine = _Unit(self._strip_b(name, view))
+        mine = _Unit(self._strip(self.b, name, view))
         sources = [o for o in options if _hits(self.a, *o, mine, self.seed) >= LEAST_HITS]
         return self._rows_of(name, view, mine, sources) if sources else None
 
-    def _strip_b(self, name: str, view: View) -> NDArray[np.float32]:
-        """The strip of B's tensor that is being looked up; the latest is kept."""
-        if self.latest is None or self.latest[:2] != (name, view):
-            self.latest = name, view, _strip(self.b, name, view, self.seed)
-        return self.latest[2]
+    def _strip(self, values: Values, name: str, view: View) -> NDArray[np.float32]:
+        """The strip of all rows of a tensor; kept, for it is looked at twice."""
+        key = values is self.a, name, view
+        if key not in self.kept:
+            self.kept[key] = _strip(values, name, view, self.seed)
+        return self.kept[key]
 
     def _options(self, name: str, view: View) -> list[tuple[str, View]]:
         """A's left-over tensors, under views with rows as wide, the likeliest by their neighbours first."""
@@ -214,13 +228,38 @@ class _Search(Finder):
 
     def _rows_of(self, name: str, view: View, mine: _Unit, sources: list[tuple[str, View]]) -> Provenance:
         """The row of a source that each row of B's tensor is."""
-        parts = [_strip(self.a, n, v, self.seed) for n, v in sources]
+        parts = [self._strip(self.a, n, v) for n, v in sources]
         heights = [len(p) for p in parts]
         if len(mine.rows) * sum(heights) > MOST_PRODUCTS:
             raise Spent("too many rows to compare")
         where, value = highest(mine.rows, mine.unit(np.concatenate(parts)))
         rows = Rows(sources, np.repeat(np.arange(len(parts)), heights), np.concatenate([np.arange(h) for h in heights]))
         return provenance(name, view, rows, np.where(value > mine.floor(sum(heights)), where, -1))
+
+    def _borne_out(self, match: Match, rows: dict[str, Provenance]) -> Match | None:
+        """The match with the correlation that its operations give on strips of all rows; None where they fail."""
+        views_a = {n: v for p in rows.values() for n, v in p.sources}
+
+        def narrow(values: Values, name: str, view: View) -> NDArray[np.float32]:
+            spec = values.checkpoint.specs[name]
+            full = [i for i, n in enumerate(spec.shape) if n != 1]
+            if len(view.columns) != 1:
+                raise LayoutError("a strip is cut from one axis")
+            strip = self._strip(values, name, view)
+            shape = [strip.shape[1] if i == full[view.columns[0]] else n for i, n in enumerate(spec.shape)]
+            return (strip.T if _turned(view) else strip).reshape(shape)
+
+        entries = [Level(OVER, list(e)) if isinstance(e, tuple) else e for e in match.sources]
+        try:
+            given = [mapped(e, lambda name: narrow(self.a, name, views_a[name])) for e in entries]
+            made = [x for m in apply_chain(match.ops, given) for x in leaves(m)]
+            wanted = [narrow(self.b, name, rows[name].view) for name in flat(match.targets)]
+        except (LayoutError, KeyError):
+            return None
+        if [x.shape for x in made] != [y.shape for y in wanted]:
+            return None
+        cosine = _correlation([x.ravel() for x in made], [y.ravel() for y in wanted])
+        return None if cosine is None else msgspec.structs.replace(match, cosine=cosine)
 
     def _carry_over(self, match: Match, rows: dict[str, Provenance]) -> None:
         """The rest of a family as its representative was found."""
@@ -354,32 +393,6 @@ def _correlation(ones: Sequence[NDArray[Any]], twos: Sequence[NDArray[Any]]) -> 
         return None
     found = float(np.corrcoef(x, y)[0, 1])
     return found if found >= LEAST_COSINE and found * math.sqrt(len(x)) >= LEAST_Z else None
-
-
-def _borne_out(match: Match, rows: dict[str, Provenance], a: Values, b: Values, seed: int) -> Match | None:
-    """The match with the correlation that its operations give on strips of all rows; None where they fail."""
-    views_a = {n: v for p in rows.values() for n, v in p.sources}
-
-    def narrow(values: Values, name: str, view: View) -> NDArray[np.float32]:
-        spec = values.checkpoint.specs[name]
-        full = [i for i, n in enumerate(spec.shape) if n != 1]
-        if len(view.columns) != 1:
-            raise LayoutError("a strip is cut from one axis")
-        strip = _strip(values, name, view, seed)
-        shape = [strip.shape[1] if i == full[view.columns[0]] else n for i, n in enumerate(spec.shape)]
-        return (strip.T if _turned(view) else strip).reshape(shape)
-
-    entries = [Level(OVER, list(e)) if isinstance(e, tuple) else e for e in match.sources]
-    try:
-        given = [mapped(e, lambda name: narrow(a, name, views_a[name])) for e in entries]
-        made = [x for m in apply_chain(match.ops, given) for x in leaves(m)]
-        wanted = [narrow(b, name, rows[name].view) for name in flat(match.targets)]
-    except (LayoutError, KeyError):
-        return None
-    if [x.shape for x in made] != [y.shape for y in wanted]:
-        return None
-    cosine = _correlation([x.ravel() for x in made], [y.ravel() for y in wanted])
-    return None if cosine is None else msgspec.structs.replace(match, cosine=cosine)
 
 
 # -- names
