@@ -6,6 +6,8 @@ Paths or open checkpoints go in, typed records come out.
 from __future__ import annotations
 
 import builtins
+import functools
+import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
     from lineage.filling import Applied
     from lineage.match.certify import Checked
     from lineage.measure.diff import Diff
-    from lineage.report.document import Part, Report
+    from lineage.report.document import Part, ReadSummary, Report
 
 __all__ = ["EXPECTATIONS", "Answer", "apply", "check", "check_mapping", "diff", "investigate", "map", "open"]
 
 StrPath = str | os.PathLike[str]
+#: share of a budget of bytes that the search for a mapping may take; the rest is for the verdict
+SEARCHED = 0.6
 #: what `check` can be asked for
 EXPECTATIONS = ("related", "unrelated", "copied", "transformed", "retrained")
 
@@ -129,6 +133,8 @@ def investigate(
     threads: int = 2,
     sample: int = SAMPLE,
     device: str = "cpu",
+    budget: int | None = None,
+    parents: Sequence[StrPath | Checkpoint] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Does B come from A, how, and how sure is that?
@@ -138,25 +144,69 @@ def investigate(
     a, b : the claimed ancestor and the suspect
     seed : of samples and of the shuffles that break ties
     sample : elements behind ranks and quantiles of large tensors
+    budget : bytes of both that may be read. The answer then rests on samples of the weights: no figures, nothing
+        certified, fewer relations, no direction. None reads both whole
+    parents : what B may have been merged from, beside A; each gets its weight
     progress : is told where the job stands
 
     Raises
     ------
-    InputError : one of the two cannot be read
+    InputError : one of the checkpoints cannot be read, or there are `parents` and a `budget`: they take more reading
     """
     from lineage.report.document import build
 
+    if parents and budget is not None:
+        raise InputError("--parent", "parents cannot be weighed within a budget", "leave out --budget")
+
     told = progress or Progress()
+    read: ReadSummary | None = None
     with _opened(a) as one, _opened(b) as two:
         parts: builtins.list[Part] = []
-        for x, y, mapping in _pairs(one, two, seed=seed, threads=threads, progress=told.step):
-            parts.append(
-                _judged(one, two, x, y, mapping, seed=seed, threads=threads, sample=sample, device=device, told=told)
-            )
+        if budget is not None:
+            parts, read = _glimpsed(one, two, budget, seed=seed, threads=threads, told=told)
+        else:
+            for x, y, mapping in _pairs(one, two, seed=seed, threads=threads, progress=told.step):
+                options: dict[str, Any] = {"seed": seed, "threads": threads, "sample": sample, "device": device}
+                parts.append(_judged(one, two, x, y, mapping, told=told, **options))
         parts.sort(key=lambda part: -part.parameters)
+        if parents:
+            parts = _weighed(one, two, parts, parents, seed=seed, threads=threads, told=told)
         claims, notes = read_claims(two)
         found = [(part.a, part.b, part.mapping) for part in parts if part.a is not None]
-        return build(one, two, _whole_mapping(one, two, found), parts, claims, notes)
+        return build(one, two, _whole_mapping(one, two, found), parts, claims, notes, read=read)
+
+
+def _glimpsed(
+    a: Checkpoint, b: Checkpoint, budget: int, *, seed: int, threads: int, told: Progress
+) -> tuple[builtins.list[Part], ReadSummary]:
+    """Every component judged from samples, and what was read for it."""
+    from lineage.checkpoint.metered import Meter, Metered
+    from lineage.judge.brief import judge_briefly
+    from lineage.match.budget import search
+    from lineage.measure.compare import compare
+    from lineage.report.document import Part, ReadSummary
+
+    meter = Meter(budget)
+    one, two = Metered(a, meter), Metered(b, meter)
+    unsettled: dict[int, int] = {}
+
+    def find(x: Checkpoint, y: Checkpoint, progress: Callable[[str], None]) -> Mapping:
+        with meter.at_most(int(budget * SEARCHED * y.nbytes / max(1, b.nbytes))):
+            found = search(x, y, meter, seed=seed, threads=threads, progress=progress)
+        unsettled[id(found.mapping)] = len(found.unsettled)
+        return found.mapping
+
+    parts: builtins.list[Part] = []
+    for x, y, mapping in _pairs(one, two, seed=seed, threads=threads, progress=told.step, find=find):
+        told.step(f"judging {y}".rstrip())
+        mine, its = _part(one, x), _part(two, y)
+        with meter.at_most(int(budget * its.nbytes / max(1, b.nbytes))):
+            left = unsettled.get(id(mapping), 0)
+            verdict = judge_briefly(mine, its, mapping, meter, unsettled=left, seed=seed)
+        nothing = compare(mine, its, [], wanted=lambda name: False)
+        parts.append(Part(a=x, b=y, parameters=its.parameters, mapping=mapping, comparison=nothing, verdict=verdict))
+    share = meter.read / max(1, a.nbytes + b.nbytes)
+    return parts, ReadSummary(bytes=meter.read, share=round(share, 6), budget=budget)
 
 
 def _judged(
@@ -188,6 +238,45 @@ def _judged(
     told.step(f"judging{where}")
     verdict = judge(one, two, mapping, comparison, seed=seed, threads=threads)
     return Part(a=a_name, b=b_name, parameters=two.parameters, mapping=mapping, comparison=comparison, verdict=verdict)
+
+
+def _weighed(
+    a: Checkpoint,
+    b: Checkpoint,
+    parts: Sequence[Part],
+    parents: Sequence[StrPath | Checkpoint],
+    *,
+    seed: int,
+    threads: int,
+    told: Progress,
+) -> builtins.list[Part]:
+    """The parts with what each was merged from, largest first; the first one also tells of all together."""
+    from lineage.judge.candidates import Candidate, Gathered, gather, labels
+    from lineage.judge.merging import weigh, with_merge
+
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_opened(parent)) for parent in parents]
+        candidates: dict[str, builtins.list[Candidate]] = {part.b: [] for part in parts}
+        for label, parent in zip(labels([one.path for one in opened]), opened, strict=True):
+            told.step(f"matching {label}")
+            for x, y, mapping in _pairs(parent, b, seed=seed, threads=threads, progress=lambda step: None):
+                candidates[y] += [Candidate(label, _part(parent, x), mapping)] if x is not None else []
+        told.step("weighing parents")
+        result, found = [], builtins.list[Gathered]()
+        for part in parts:
+            mine, its, related = _part(a, part.a), _part(b, part.b), part.verdict.related is True
+            products = gather(mine, its, part.mapping, candidates[part.b], related=related, seed=seed)
+            merge = None if products is None else weigh(products)
+            found += [] if products is None else [products]
+            verdict = part.verdict if merge is None else with_merge(part.verdict, merge)
+            result.append(msgspec.structs.replace(part, verdict=verdict, merge=merge))
+    if len(found) > 1 and len({one.labels for one in found}) == 1:
+        whole = weigh(functools.reduce(operator.add, found))
+        told_of = () if whole is None else (f"All parts together: {whole.formula}.",)
+        main = result[0].verdict
+        main = msgspec.structs.replace(main, reasons=(*main.reasons, *told_of))
+        result[0] = msgspec.structs.replace(result[0], verdict=main)
+    return result
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,6 +328,9 @@ def check(
     why = f"{report.document.b.path} is {verdict.class_}, {expect} was expected."
     if holds and claim is not None:
         holds = claim in verdict.relations
+        if not holds and report.document.read is not None:
+            why = f"Samples do not show {claim}; a run without a budget may."
+            return Answer(holds=None, why=why, report=report)
         found = ", ".join(verdict.relations) or "no relation"
         why = f"{report.document.b.path} is {verdict.class_}; found: {found}; {claim} was expected."
     return Answer(holds=holds, why=why, report=report)
@@ -277,19 +369,32 @@ def _empty(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _pairs(
-    a: Checkpoint, b: Checkpoint, *, seed: int, threads: int, progress: Callable[[str], None]
+    a: Checkpoint,
+    b: Checkpoint,
+    *,
+    seed: int,
+    threads: int,
+    progress: Callable[[str], None],
+    find: Callable[[Checkpoint, Checkpoint, Callable[[str], None]], Mapping] | None = None,
 ) -> Iterator[tuple[str | None, str, Mapping]]:
-    """Every component of B with the one of A that has its name, else the one that explains most of it."""
-    from lineage.match.finder import find_mapping
+    """Every component of B with the one of A that has its name, else the one that explains most of it.
 
+    `find` gives the mapping between two of them; None: `find_mapping`.
+    """
     free = [name for name in a.components if name not in b.components or name == ""]
     sizes = {name: b.component(name).parameters if name else b.parameters for name in b.components}
 
     def found(x: str, y: str) -> Mapping:
         where = f" {y}" if y else ""
-        return find_mapping(
-            _part(a, x), _part(b, y), seed=seed, threads=threads, progress=lambda step: progress(f"{step}{where}")
-        )
+
+        def told(step: str) -> None:
+            progress(f"{step}{where}")
+
+        if find is not None:
+            return find(_part(a, x), _part(b, y), told)
+        from lineage.match.finder import find_mapping
+
+        return find_mapping(_part(a, x), _part(b, y), seed=seed, threads=threads, progress=told)
 
     for y in sorted(b.components, key=lambda name: -sizes[name]):
         if y in a.components:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,19 @@ import click
 from lineage.errors import InputError, LineageError, printable
 from lineage.progress import Progress
 
-__all__ = ["COMMANDS", "Progress", "Settings", "common_options", "main", "open_progress", "run", "say", "write_json"]
+__all__ = [
+    "COMMANDS",
+    "Progress",
+    "Settings",
+    "budget_option",
+    "common_options",
+    "main",
+    "open_progress",
+    "parents_option",
+    "run",
+    "say",
+    "write_json",
+]
 
 #: subcommand -> its line in the list of commands; its module is `lineage.commands.<name>`
 COMMANDS = {
@@ -81,6 +94,33 @@ def common_options(function: Callable[..., int]) -> Callable[..., int]:
     ):
         command = option(command)
     return command
+
+
+def budget_option(function: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command `--budget`."""
+    return click.option(
+        "--budget", callback=_size, metavar="SIZE",
+        help="Answer from samples: read at most so much of both, such as 64MB.  [everything]",
+    )(function)  # fmt: skip
+
+
+def _size(ctx: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """Bytes as people write them."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", value.strip().lower())
+    count = int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " ")) if found else 0
+    if count < 1:
+        raise click.BadParameter(f'"{value}" is no size; write bytes, or such as 64MB or 1GiB', ctx, option)
+    return count
+
+
+def parents_option(function: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command `--parent`."""
+    return click.option(
+        "--parent", "parents", multiple=True, metavar="C",
+        help="What B may be merged from, beside A; may be repeated. Gives each one's weight.",
+    )(function)  # fmt: skip
 
 
 def _threads() -> int:

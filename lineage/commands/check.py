@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lineage.commands import Settings, common_options, open_progress, write_json
+from lineage.commands import Settings, budget_option, common_options, open_progress, parents_option, write_json
 
 #: exit code where there is too little evidence either way
 _UNTOLD = 3
@@ -21,8 +21,19 @@ _UNTOLD = 3
 )
 @click.option("--claim", metavar="TAG", help="A relation that must be among those found, such as fine-tuned.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer and the report as one JSON document.")
+@budget_option
+@parents_option
 @common_options
-def check_command(settings: Settings, a: str, b: str, expect: str, claim: str | None, as_json: bool) -> int:
+def check_command(
+    settings: Settings,
+    a: str,
+    b: str,
+    expect: str,
+    claim: str | None,
+    as_json: bool,
+    budget: int | None,
+    parents: tuple[str, ...],
+) -> int:
     """Exit 0 when what is expected of B holds, 1 when it does not, 3 when it cannot be told.
 
     Example: lineage check DIR/base DIR/suspect --expect related
@@ -35,7 +46,7 @@ def check_command(settings: Settings, a: str, b: str, expect: str, claim: str | 
     with api.open(a) as one, api.open(b) as two, open_progress(settings) as progress:
         answer = api.check(
             one, two, expect=expect, claim=claim, seed=settings.seed, threads=settings.threads,
-            device=settings.device, progress=progress,
+            device=settings.device, budget=budget, parents=parents, progress=progress,
         )  # fmt: skip
     if as_json:
         write_json(answer.to_dict())

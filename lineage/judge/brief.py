@@ -26,6 +26,8 @@ ROWS, LAYERS, ALL_LAYERS = 64, 4, 32
 RUNS, RUN = 4, 64
 #: bytes that one tensor's values may cost: more, and it would have to be computed as a whole
 DEAR = 1 << 15
+#: cosine of the search's places from which on such a tensor counts as equal: rounding in float32
+SAME = 1 - 1e-6
 #: relations that names, shapes and the mapping show; what kind of change it is takes all values
 LOOKS = (
     shapes.identical,
@@ -63,12 +65,10 @@ def judge_briefly(
     verdict = _judged(a, b, mapping, meter, layers=LAYERS, seed=seed)
     if verdict.related is None and meter.left:
         verdict = _judged(a, b, mapping, meter, layers=ALL_LAYERS, seed=seed)
-    if verdict.related is False and unsettled:
-        told = f"{unsettled} of B's matrices could not be looked up within the limit of bytes; a larger one may tell."
-        verdict = msgspec.structs.replace(
-            verdict, class_="undetermined", related=None, reasons=(told, *verdict.reasons[1:])
-        )
-    return verdict
+    if verdict.related or not unsettled:
+        return verdict
+    told = f"{unsettled} of B's matrices could not be looked up within the limit of bytes; a larger one may tell."
+    return msgspec.structs.replace(verdict, class_="undetermined", related=None, reasons=(told, *verdict.reasons[1:]))
 
 
 def _judged(a: Checkpoint, b: Checkpoint, mapping: Mapping, meter: Meter, *, layers: int, seed: int) -> Verdict:
@@ -107,7 +107,7 @@ class _Glimpse(Material, frozen=True, dict=True):
             return super()._sampled_pair(given)
         except Spent:
             cosine = self._cosines.get(given["name"])
-            return Pair(equal=False, cosine=cosine, **given)
+            return Pair(equal=cosine is not None and cosine >= SAME, cosine=cosine, **given)
 
     @property
     def _cosines(self) -> dict[str, float | None]:

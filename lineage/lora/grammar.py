@@ -26,9 +26,9 @@ GRAMMARS = (
     "peft", "longcat", "xlabs", "openpi", "gguf", "mlx", "kohya", "onetrainer", "diffusers", "ai-toolkit", "comfy",
 )  # fmt: skip
 
-Holds = Literal[
-    "mid", "loha", "lokr", "diff", "vectors", "up_bias", "rows", "columns", "stacked", "experts", "einsum", "whole"
-]
+#: what a format can say besides plain pairs: Tucker cores, products, full differences of matrices or of norms and
+#: biases, biases of the up factor, DoRA by outputs or inputs, stacks of matrices, einsum kernels, modules stored whole
+Holds = Literal["mid", "loha", "lokr", "diff", "vectors", "up_bias", "rows", "columns", "stacked", "einsum", "whole"]
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +70,7 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     pad_ranks : all modules of a file have one rank
     inner_first : stacked parameters of one module, the innermost wrapper first
     named_tensors : keys name tensors, not modules
+    stacks : words in names of weights that are stacks of matrices
     """
 
     format: str
@@ -91,6 +92,7 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     pad_ranks: bool = False
     inner_first: tuple[str, ...] = ()
     named_tensors: bool = False
+    stacks: tuple[str, ...] = ()
 
     @property
     def endings(self) -> list[tuple[str, str]]:

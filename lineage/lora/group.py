@@ -129,8 +129,10 @@ class _Module:
     def _pair(self) -> tuple[Delta, float]:
         """The weight's delta and the scale of its factors."""
         roles = self._named()
-        if self.g.transposed:
-            term, rank = self._transposed(roles), _last(roles)
+        if self.g.stacks and self._stacked(roles):
+            term, rank = self._stack(roles), roles["down"].shape[1]
+        elif self.g.transposed:
+            term, rank = self._transposed(roles)
         elif any(r.startswith("up_piece") for r in roles):
             term, rank = self._pieces(roles)
         elif self.group.stacked:
@@ -163,23 +165,35 @@ class _Module:
             return turned.with_layout(turned.layout[::-1])
         return assemble.term_of(roles, shape, first_rows=any(f.rows == "first" for f in self.group.roles.values()))
 
-    def _transposed(self, roles: Mapping[str, NDArray[Any]]) -> Term:
+    def _stacked(self, roles: Mapping[str, NDArray[Any]]) -> bool:
+        """Whether the first axis of both factors numbers matrices; a convolution's rank stands elsewhere."""
+        if not all(r in roles and roles[r].ndim == 3 for r in ("down", "up")):
+            return False
+        return self.g.transposed or (
+            len(roles["down"]) == len(roles["up"]) and roles["down"].shape[1] == roles["up"].shape[2]
+        )
+
+    def _stack(self, roles: Mapping[str, NDArray[Any]]) -> Term:
+        """MLX's and llama.cpp's stacks of matrices: (number, rank, in) and (number, out, rank)."""
+        down, up = roles["down"], roles["up"]
+        if len(down) != len(up) or down.shape[1] != up.shape[2]:
+            raise Refused(f"factors of {list(down.shape)} and {list(up.shape)} do not fit each other")
+        term = Term.of([(up, "eok"), (down, "eki")], ["e", "o", "i"])
+        if self.shape not in (None, term.shape):
+            raise Refused(f"factors for {list(term.shape)} do not fit a tensor of {list(self.shape or ())}")
+        return term
+
+    def _transposed(self, roles: Mapping[str, NDArray[Any]]) -> tuple[Term, int]:
         """MLX and JAX: (in, rank) and (rank, out)."""
         if not {"down", "up"} <= set(roles):
             raise Refused("the other half of the pair is missing")
         a, b = roles["down"], roles["up"]
         if self.g.format == "openpi":
-            return assemble.einsum_pair(a, b, self.shape, shared=self.module.path.endswith(self.g.shared_up))
-        if a.ndim == 3 and b.ndim == 3:
-            if a.shape[0] != b.shape[0] or a.shape[1] != b.shape[2]:
-                raise Refused(f"factors of {list(a.shape)} and {list(b.shape)} do not fit each other")
-            term = Term.of([(b, "eok"), (a, "eki")], ["e", "o", "i"])
-            if self.shape not in (None, term.shape):
-                raise Refused(f"factors for {list(term.shape)} do not fit a tensor of {list(self.shape or ())}")
-            return term
+            shared = self.module.path.endswith(self.g.shared_up)
+            return assemble.einsum_pair(a, b, self.shape, shared=shared), a.shape[-1]
         if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
             raise Refused(f"factors of {list(a.shape)} and {list(b.shape)} do not fit each other")
-        return assemble.pair(a.T, b.T, None, self.shape)
+        return assemble.pair(a.T, b.T, None, self.shape), a.shape[1]
 
     def _pieces(self, roles: Mapping[str, NDArray[Any]]) -> tuple[Term, int]:
         """A down factor of n ranks for an up factor in n pieces: block-diagonal, its blocks stored alone."""
@@ -298,7 +312,3 @@ class _Module:
         if role == "up_bias":
             term = Term(term.parts, term.layout, term.sizes, scale)
         return name, Delta(shape=term.shape, terms=(term,), whole=role in ("set", "set_bias"))
-
-
-def _last(roles: Mapping[str, NDArray[Any]]) -> int:
-    return int(roles["down"].shape[-1] if roles["down"].ndim == 2 or "up" not in roles else roles["up"].shape[-2])

@@ -107,7 +107,9 @@ class Target:
         return found
 
 
-def held(name: str, delta: Delta, holds: frozenset[str], target: Target, dtype: str) -> Held:
+def held(
+    name: str, delta: Delta, holds: frozenset[str], target: Target, dtype: str, *, stacks: tuple[str, ...] = ()
+) -> Held:
     """The weight of one module in the best form that a format holds.
 
     Raises
@@ -120,18 +122,18 @@ def held(name: str, delta: Delta, holds: frozenset[str], target: Target, dtype: 
             raise Refused("this format holds no differences of vectors")
         return Held(path=path, tensor=name, shape=delta.shape, form=Full(delta.dense()), delta=delta, dtype=dtype)
     magnitude = _magnitude(name, delta, holds, target)
-    form = _form(name, delta, holds)
+    form = _form(name, delta, holds, stacks)
     return Held(path=path, tensor=name, shape=delta.shape, form=form, magnitude=magnitude, delta=delta, dtype=dtype)
 
 
-def _form(name: str, delta: Delta, holds: frozenset[str]) -> Form:
-    if len(delta.shape) == 3 and "experts" in holds:
-        return _stack(delta, 1)
-    if len(delta.shape) > 2 and split_name(name)[0] == name:
+def _form(name: str, delta: Delta, holds: frozenset[str], stacks: tuple[str, ...]) -> Form:
+    alone = split_name(name)[0] == name or any(word in name for word in stacks)
+    if "einsum" not in holds and (len(delta.shape) > 4 or (len(delta.shape) > 2 and alone)):
         if "stacked" in holds and len(delta.shape) == 3:
             return _stack(delta, 1)
-        if "einsum" not in holds and "diff" not in holds:
-            raise Refused("this format holds no stacked parameters")
+        if "diff" in holds:
+            return Full(delta.dense())
+        raise Refused("this format holds no stacked parameters")
     if "einsum" in holds:
         return _stack(delta, len(delta.shape) - 2)
     if "lokr" in holds and (kron := lokr(delta)) is not None:

@@ -45,7 +45,7 @@ def write_peft(
             holds = frozenset({"loha"} if kind == "LOHA" else {"lokr"})
         written = Written(format="peft")
         some = module_held(deltas, holds, target, dtypes, written.refused)
-        factor = _fitting(kind, some, written, origin or {})
+        factor = _fitting(kind, some, written, origin or {}, _attentions(target))
         if factor is not None:
             break
     writer = _Folder(written, target, some, kind, origin or {})
@@ -56,11 +56,20 @@ def write_peft(
     return written
 
 
-def _fitting(kind: str, some: Sequence[Held], written: Written, origin: Mapping[str, Any]) -> int | None:
+def _attentions(target: Target) -> set[str]:
+    """Modules that are torch's nn.MultiheadAttention."""
+    return {n.removesuffix(".in_proj_weight") for n in target.shapes if n.endswith(".in_proj_weight")}
+
+
+def _fitting(
+    kind: str, some: Sequence[Held], written: Written, origin: Mapping[str, Any], attentions: set[str]
+) -> int | None:
     """Whether the folder can be of this kind: LoKr's decompose_factor, any number for the others; None where not."""
     if kind == "LORA":
         return 0
     if written.refused or any(h.bias is not None or h.magnitude is not None for h in some):
+        return None
+    if any(h.path.rpartition(".")[0] in attentions for h in some):
         return None
     if kind == "LOHA":
         return 0 if some and all(isinstance(h.form, LoHa) for h in some) else None
@@ -146,16 +155,18 @@ class _Folder:
         return rest
 
     def _try(self, parts: Sequence[Held], write: Any) -> None:
+        before = set(self.out.entries)
         try:
             write()
         except Refused as exc:
+            self.out.forget(before)
             for h in parts:
                 for name in filter(None, (h.tensor, h.bias_tensor)):
                     self.out.refused[name] = str(exc)
 
     def _sorted(self) -> tuple[dict[str, list[Held]], dict[str, list[Held]], list[Held]]:
         """Modules inside nn.MultiheadAttention, stacked parameters by their module, and all others."""
-        inside = {n.removesuffix(".in_proj_weight") for n in self.target.shapes if n.endswith(".in_proj_weight")}
+        inside = _attentions(self.target)
         attention: dict[str, list[Held]] = defaultdict(list)
         stacked: dict[str, list[Held]] = defaultdict(list)
         rest = []
@@ -252,6 +263,8 @@ class _Folder:
 
     def _attention(self, path: str, parts: Sequence[Held]) -> None:
         """nn.MultiheadAttention: PEFT adapts in_proj and out_proj together, with one rank and one scale."""
+        if self.dora or any(h.bias is not None for h in parts):
+            raise Refused("PEFT's attention takes no biases and no DoRA")
         forms = {h.path.rpartition(".")[2]: h for h in parts}
         pairs = {k: h.form for k, h in forms.items() if isinstance(h.form, LowRank)}
         scale = next(iter(pairs.values())).scale
@@ -269,8 +282,6 @@ class _Folder:
             grown = LowRank(
                 np.pad(up, ((0, 0), (0, rank - p.rank))), np.pad(p.down, ((0, rank - p.rank), (0, 0))), scale
             )
-            if h.bias is not None or h.magnitude is not None:
-                raise Refused("PEFT's attention takes no biases and no DoRA")
             self._pair(key, grown, h)
         self.modules.append(path)
         self._scaled(path, rank, scale)

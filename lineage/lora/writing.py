@@ -66,6 +66,11 @@ class Written(msgspec.Struct, kw_only=True):
         word = factor_dtype(array, dtype)
         self.entries[key] = Entry(encode(np.asarray(array, order="C"), word), word, tensor)
 
+    def forget(self, kept: set[str]) -> None:
+        """Drops what was added since the keys were `kept`."""
+        for key in [k for k in self.entries if k not in kept]:
+            del self.entries[key]
+
 
 def factor_dtype(array: NDArray[Any], dtype: str) -> str:
     """`dtype` where every value survives it, else F32.
@@ -87,6 +92,8 @@ def module_held(
     target: Target,
     dtypes: Mapping[str, str],
     refused: dict[str, str],
+    *,
+    stacks: tuple[str, ...] = (),
 ) -> list[Held]:
     """The modules of the target, weight and bias together; what cannot be held goes into `refused`."""
     found: dict[str, Held] = {}
@@ -97,7 +104,7 @@ def module_held(
             biases[path] = name
             continue
         try:
-            found[path] = held(name, delta, holds, target, dtypes.get(name, "F32"))
+            found[path] = held(name, delta, holds, target, dtypes.get(name, "F32"), stacks=stacks)
         except Refused as exc:
             refused[name] = str(exc)
     for path, name in biases.items():
@@ -123,17 +130,20 @@ def write_keys(g: Grammar, deltas: Mapping[str, Delta], target: Target, dtypes: 
     dtypes : stored dtype of the source's factors by tensor of the target
     """
     written = Written(format=g.format)
-    some = module_held(deltas, frozenset(g.holds), target, dtypes, written.refused)
+    some = module_held(deltas, frozenset(g.holds), target, dtypes, written.refused, stacks=g.stacks)
     writer = _Writer(g, written, target)
     some = writer.named(some)
     pairs = [h.form for h in some if isinstance(h.form, LowRank)]
     writer.rank = max((p.rank for p in pairs), default=0) if g.pad_ranks else 0
     writer.settle_scale(some)
     for h in some:
+        before = set(written.entries)
         try:
             writer.module(h)
         except Refused as exc:
-            written.refused[h.tensor] = str(exc)
+            written.forget(before)
+            for name in filter(None, (h.tensor, h.bias_tensor)):
+                written.refused[name] = str(exc)
     return written
 
 
@@ -226,10 +236,12 @@ class _Writer:
             }  # fmt: skip
         elif self.g.format == "gguf":
             ranks = {p.rank for p in pairs}
-            alpha = np.float32(next(iter(scales)) * next(iter(ranks))) if len(scales) == 1 and len(ranks) == 1 else 0
-            exact = bool(alpha) and float(alpha) / next(iter(ranks)) == next(iter(scales))
-            self.scale = next(iter(scales)) if exact else 1.0
-            self.out.numbers = {"adapter.lora.alpha": float(alpha) if exact else 0.0}
+            common = len(scales) == len(ranks) == 1 and not others
+            scale, rank = (next(iter(scales)), next(iter(ranks))) if common else (1.0, 0)
+            alpha = float(np.float32(scale * rank))
+            exact = bool(rank) and alpha / rank == scale
+            self.scale = scale if exact else 1.0
+            self.out.numbers = {"adapter.lora.alpha": alpha if exact else 0.0}
         elif self.g.format == "diffusers":
             for h in some:
                 component = self._diffusers_component(h)
@@ -299,7 +311,7 @@ class _Writer:
         self.out.put(self.key(h, "down"), down, h.tensor, h.dtype)
         self.out.put(self.key(h, "up"), up.reshape(*up.shape, *ones), h.tensor, h.dtype)
         if g.scale == "alpha":
-            self._alpha(h, scale * form.rank)
+            self._alpha(h, scale * len(form.down))
         return scale
 
     def _window(self, h: Held, up: NDArray[Any]) -> NDArray[Any]:

@@ -48,6 +48,8 @@ __all__ = ["Searched", "search"]
 
 #: places of a tensor that a cosine is taken over: chance gives 0.06, strangers of 10^5 pairs stay below 0.3
 PLACES = 256
+#: elements between two wanted ones below which one read serves both: bytes are what counts here
+GAP = 24
 #: neighbouring columns that stand for a row: two strangers' rows agree to 0.125, the best of 10^6 to 0.65
 STRIP = 64
 #: rows of each of A's tensors that are looked up, in runs of neighbours (one read serves a run that stands in columns)
@@ -114,6 +116,7 @@ class _Search(Finder):
 
     def run(self) -> None:
         """All steps; one that the limit stops keeps what it found before."""
+        self.a.gap = self.b.gap = GAP
         self.refused: set[str] = set()
         self.short = False
         self.kept: dict[tuple[bool, str, View], NDArray[np.float32]] = {}

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -78,6 +77,8 @@ def components(found: Sequence[Provenance], a: Values, *, exact: bool) -> list[C
     Rows that were only nearly found also point to strangers by chance: there, a source must have given a good part
     of its own rows, or of the tensor's.
     """
+    import networkx as nx  # a tenth of a second, which only fusions need
+
     graph = nx.Graph()
     by_name = {p.name: p for p in found}
     for p in found:

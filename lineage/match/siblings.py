@@ -48,7 +48,7 @@ def siblings(
         else:
             continue
         wholes, others = (beside_a, beside_b) if whole_is_a else (beside_b, beside_a)
-        for other in wholes.get(stem(whole), ()):
+        for other in _neighbours(whole, wholes):
             got = _follow(match, whole, other, parts, others, (a, b) if whole_is_a else (b, a), names, whole_is_a)
             if got is not None:
                 found.append(got)
@@ -62,11 +62,16 @@ def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+def _neighbours(name: str, by_stem: dict[str, list[str]]) -> list[str]:
+    """Tensors with the stem of a matrix, or whose stem is its name (`w` and `w_bias`)."""
+    return [*by_stem.get(stem(name), ()), *by_stem.get(name, ())]
+
+
 def _beside(entries: Entries, others: dict[str, list[str]], like: str, whole: Values, parts: Values) -> list[list[str]]:
     """For every part the tensors that may stand beside it as `like` stands beside the whole: same last word first."""
     found = []
     for name in flat(entries):
-        options = [o for o in others.get(stem(name), ()) if parts.size(o) <= whole.size(like)]
+        options = [o for o in _neighbours(name, others) if parts.size(o) <= whole.size(like)]
         options.sort(key=lambda o: leaf(o) != leaf(like))
         found.append(options)
     return found

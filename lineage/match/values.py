@@ -26,7 +26,7 @@ SMALL = 1 << 16
 KEPT = 192 << 20
 #: values of a sample: a few thousand tell two tensors apart
 PLACES = 2048
-#: elements between two wanted ones below which one read serves both
+#: `Values.gap` where bytes cost little and reads much
 GAP = 512
 
 #: correlation below which values speak against a sibling, where there are enough of them to speak
@@ -52,10 +52,14 @@ class Values:
     Parameters
     ----------
     places : values of a sample
+
+    Attributes
+    ----------
+    gap : elements between two wanted ones below which one read serves both
     """
 
     def __init__(self, checkpoint: Checkpoint, *, places: int = PLACES) -> None:
-        self.checkpoint, self.places = checkpoint, places
+        self.checkpoint, self.places, self.gap = checkpoint, places, GAP
         self._kept: OrderedDict[str, NDArray[Any]] = OrderedDict()
         self._bytes = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -97,7 +101,7 @@ class Values:
             return picked
         order = np.argsort(positions, kind="stable")
         wanted = positions[order]
-        cuts = np.flatnonzero(np.diff(wanted) > GAP) + 1
+        cuts = np.flatnonzero(np.diff(wanted) > self.gap) + 1
         out = np.empty(len(positions), np.float32)
         for first, last in zip(np.r_[0, cuts], np.r_[cuts, len(wanted)], strict=True):
             lo, hi = int(wanted[first]), int(wanted[last - 1]) + 1

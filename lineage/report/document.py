@@ -20,9 +20,11 @@ from lineage.version import __version__
 
 if TYPE_CHECKING:
     from lineage.judge import Verdict
+    from lineage.judge.merging import Merge
 
 __all__ = ["RELATIONS", "ClaimSummary", "ComponentSummary", "Document", "LoraSummary", "MappingSummary",
-           "MetricsSummary", "Part", "Report", "VerdictSummary", "build", "schema", "summarise_mapping"]  # fmt: skip
+           "MergeSummary", "MetricsSummary", "Part", "ReadSummary", "Report", "VerdictSummary", "build", "schema",
+           "summarise_mapping"]  # fmt: skip
 
 #: version of the document
 SCHEMA = 1
@@ -70,13 +72,38 @@ class VerdictSummary(msgspec.Struct, frozen=True, kw_only=True):
     reasons: tuple[str, ...]
 
 
-class ComponentSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One part of a pipeline, or the whole: its names on both sides (None where A has no such part) and its verdict."""
+class MergeSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """B as a sum of the given parents: B = base + Σ weight · (parent - base).
+
+    Attributes
+    ----------
+    merged : False where B is no such sum
+    base : `A`, or the parent that stands in for it where B does not come from A
+    weights : by parent
+    residual : share of |B - base|² that is left
+    rounding : share that rounding to B's dtype leaves
+    scale : what all weights come to where that is left free; above 1 after a spherical interpolation
+    """
+
+    merged: bool
+    base: str
+    weights: dict[str, float]
+    residual: float
+    rounding: float
+    scale: float
+
+
+class ComponentSummary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One part of a pipeline, or the whole: its names on both sides (None where A has no such part) and its verdict.
+
+    `merge` is there only where parents were given.
+    """
 
     name: str
     a: str | None
     b: str
     verdict: VerdictSummary
+    merge: MergeSummary | None = None
 
 
 class ClaimSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,8 +129,23 @@ class LoraSummary(msgspec.Struct, frozen=True, kw_only=True):
     keys: str | None
 
 
-class Document(msgspec.Struct, frozen=True, kw_only=True):
-    """`report.json`."""
+class ReadSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What was read where the answer rests on samples.
+
+    Attributes
+    ----------
+    bytes : of the weights of both
+    share : of all their bytes
+    budget : bytes that were allowed
+    """
+
+    bytes: int
+    share: float
+    budget: int
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`report.json`; `read` is there only where the answer rests on samples."""
 
     lineage: str
     schema: int
@@ -116,6 +158,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     metrics: MetricsSummary
     lora: LoraSummary
     warnings: tuple[str, ...]
+    read: ReadSummary | None = None
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +169,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     a, b : its name on both sides, "" where the checkpoint is one network, None for A where it has no such part
     parameters : of B's part
     mapping, comparison : between the parts, names without the component
+    merge : what it was merged from, where parents were given
     """
 
     a: str | None
@@ -134,6 +178,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     mapping: Mapping
     comparison: Comparison
     verdict: Verdict
+    merge: Merge | None = None
 
     @property
     def name(self) -> str:
@@ -205,7 +250,14 @@ def summarise_mapping(mapping: Mapping, a: Checkpoint, b: Checkpoint) -> Mapping
 
 
 def build(
-    a: Checkpoint, b: Checkpoint, mapping: Mapping, parts: Sequence[Part], claims: Iterable[Claim], notes: Iterable[str]
+    a: Checkpoint,
+    b: Checkpoint,
+    mapping: Mapping,
+    parts: Sequence[Part],
+    claims: Iterable[Claim],
+    notes: Iterable[str],
+    *,
+    read: ReadSummary | None = None,
 ) -> Report:
     """Puts the report together.
 
@@ -215,11 +267,18 @@ def build(
     parts : one or more, B's largest first
     claims : what B says of itself
     notes : what was noticed on the way, for the warnings
+    read : what was read, where the answer rests on samples
     """
     main, others = parts[0], parts[1:]
     verdict = _summarise_verdict(main.verdict)
     if others:
         told = tuple(f"This is the verdict on {main.name}; {p.name} is {p.verdict.class_}." for p in others)
+        verdict = msgspec.structs.replace(verdict, reasons=(*verdict.reasons, *told))
+    if read is not None:
+        told = (
+            f"Only {read.share:.2%} of the bytes were read: equality and the mapping hold for the places looked at, "
+            "nothing is certified, and no figures were taken.",
+        )
         verdict = msgspec.structs.replace(verdict, reasons=(*verdict.reasons, *told))
     comparison = _joined(parts)
     warnings = dict.fromkeys((*a.notes, *b.notes, *notes, *comparison.warnings))
@@ -231,12 +290,16 @@ def build(
         mapping=summarise_mapping(mapping, a, b),
         verdict=verdict,
         components=tuple(
-            ComponentSummary(name=p.name, a=p.a, b=p.b, verdict=_summarise_verdict(p.verdict)) for p in parts
+            ComponentSummary(
+                name=p.name, a=p.a, b=p.b, verdict=_summarise_verdict(p.verdict), merge=_summarise_merge(p.merge)
+            )
+            for p in parts
         ),
         claims=tuple(_claim(claim, a.path, verdict.related) for claim in claims),
         metrics=MetricsSummary(overall=comparison.overall, groups=comparison.groups, layers=comparison.layers),
         lora=LoraSummary(grade=_grade(mapping, verdict), keys=None),
         warnings=tuple(warnings),
+        read=read,
     )
     diff = Diff(a=document.a, b=document.b, matched_by="mapping", comparison=comparison)
     return Report(document=document, mapping=mapping, diff=diff)
@@ -247,6 +310,16 @@ def _summarise_verdict(found: Verdict) -> VerdictSummary:
     return VerdictSummary(
         class_=found.class_, related=found.related, log10_p=found.log10_p, coverage=found.coverage,
         relations=tuple(found.relations), direction=found.direction, reasons=tuple(found.reasons),
+    )  # fmt: skip
+
+
+def _summarise_merge(found: Merge | None) -> MergeSummary | None:
+    """The weights without their spread."""
+    if found is None:
+        return None
+    return MergeSummary(
+        merged=found.merged, base=found.base, weights={share.name: round(share.weight, 3) for share in found.shares},
+        residual=round(found.residual, 5), rounding=round(found.rounding, 5), scale=round(found.scale, 5),
     )  # fmt: skip
 
 

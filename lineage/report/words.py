@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import PurePath
 
+from lineage.checkpoint.files import size_words
 from lineage.errors import printable
 from lineage.measure.diff import Described
 from lineage.report.document import Report, VerdictSummary
@@ -57,18 +58,25 @@ def certainty(verdict: VerdictSummary) -> str:
 def facts(report: Report) -> list[tuple[str, str]]:
     """What there is to know beside the reasons: (word, sentence)."""
     document, verdict = report.document, report.verdict
-    mapping = document.mapping
+    mapping, read = document.mapping, document.read
+    by_values = f"{mapping.certified_b:,} certified by their values"
+    if read is not None:
+        by_values = f"{mapping.matched_b - mapping.by_structure_b:,} by sampled values"
     found = [
         ("How sure", certainty(verdict)),
         ("Coverage", f"{percent(verdict.coverage)} of B's parameters take part in matched tensors"),
         (
             "Tensors",
             f"{mapping.matched_b:,} of B's {document.b.tensors:,} found in A by {count(mapping.rules, 'rule')}, "
-            f"{mapping.certified_b:,} certified by their values, {mapping.by_structure_b:,} by structure alone",
+            f"{by_values}, {mapping.by_structure_b:,} by structure alone",
         ),
         ("Relations", ", ".join(verdict.relations) or "none found"),
     ]
-    if verdict.related:
+    if read is not None:
+        total = size_words(document.a.bytes + document.b.bytes)
+        told = f"{size_words(read.bytes)} of {total}, {100 * read.share:.2f} % (the budget: {size_words(read.budget)})"
+        found.insert(1, ("Read", told))
+    if verdict.related and read is None:
         found.append(("Direction", _DIRECTIONS[verdict.direction]))
     patterns = report.diff.comparison.change.patterns
     if verdict.related and patterns:

@@ -97,10 +97,11 @@ def _aligned(
     for fit in held:
         made |= chains(fit, weights)
         only |= chains(fit, weights, units=False)
-    near = cosines(common, made)
+    known = {name: value for fit in held for layer in fit.layers for name, value in layer.cosines.items()}
+    near = cosines(common, made, known)
     return Aligned(
         mapping=refined(a, b, mapping, common, made, near) if made else mapping,
-        exact_mapping=refined(a, b, mapping, common, only, cosines(common, only)) if held else None,
+        exact_mapping=refined(a, b, mapping, common, only, {}) if held else None,
         fitted=tuple(f for fit in fits for f in fitted(fit)),
         shown=tuple(s for fit in fits for s in fit.shown),
         cosine=main.cosine, floor=main.floor, holds=main.holds, traits=found, note=_note(main),
@@ -117,7 +118,7 @@ def _convolved(a: Checkpoint, b: Checkpoint, mapping: Mapping, common: Common, *
     what = f"order of {units} channels carried through {len(fit.orders)} kernels"
     figures = f"cosine {fit.cosine:.3f} on {len(fit.shown)} kernels that took no part, {fit.floor:.3f} by chance"
     return Aligned(
-        mapping=refined(a, b, mapping, common, made, cosines(common, made)) if made else mapping, exact_mapping=None,
+        mapping=refined(a, b, mapping, common, made, cosines(common, made, {})) if made else mapping, exact_mapping=None,
         fitted=fit.fits, shown=fit.shown, cosine=fit.cosine, floor=fit.floor, holds=fit.holds, traits=fit.traits(),
         note=f"{what}: {figures}" + ("" if fit.holds else "; no more than strangers reach"),
     )  # fmt: skip

@@ -24,8 +24,8 @@ Sides = tuple[Floats, Floats]
 CONVINCED = 0.2
 #: cosine from which the sign of what a unit reads is believed
 SIGNED = 0.3
-#: units up to which the assignment is solved at once; beyond it, pairs that are each other's nearest go first
-SOLVED = 1536
+#: units up to which the assignment is solved (0.1 s); of more, pairs that are each other's nearest go first
+SOLVED = 768
 #: features that units are compared by; more are mixed down by a seeded projection
 FEATURES = 384
 
@@ -41,7 +41,8 @@ class Hidden(msgspec.Struct, frozen=True):
     moved, flipped : units in another place, units whose sign changed
     spread : relative spread of the scales, 0 where there are none
     shown : cosine of the writers after the transform
-    matched : the same with every unit where its reading puts it, believed or not
+    read : cosine of each reader, which the transform was fitted on
+    matched : the same as `shown` with every unit where its reading puts it, believed or not
     """
 
     readers: tuple[Turn, ...]
@@ -52,6 +53,7 @@ class Hidden(msgspec.Struct, frozen=True):
     spread: float
     shown: float
     matched: float
+    read: tuple[float, ...]
 
     @property
     def holds(self) -> bool:
@@ -86,6 +88,7 @@ def fit_hidden(readers: Sequence[Sides], writers: Sequence[Sides], *, seed: int)
         float(max(np.std(np.log(np.abs(scale))) for scale in scales)),
         shown,
         max(matched, shown),
+        tuple(cosine(turn.over(a, 0), b) for turn, (a, b) in zip(turns, readers, strict=True)),
     )
 
 
@@ -107,11 +110,11 @@ def match_units(a: Sequence[Floats], b: Sequence[Floats], *, seed: int) -> NDArr
         take[mutual] = best[mutual]
     rows = np.setdiff1d(np.arange(len(alike)), take[take >= 0])
     columns = np.flatnonzero(take < 0)
-    for start in range(0, len(columns), SOLVED):
-        some = columns[start : start + SOLVED]
-        found = pair_units(alike[np.ix_(rows, some)], seed=seed)
-        take[some[found.b]] = rows[found.a]
-        rows = np.setdiff1d(rows, rows[found.a])
+    if len(columns) > SOLVED:  # most units find nothing: any order of the rest is as good
+        take[columns] = np.random.default_rng(seed).permutation(rows)[: len(columns)]
+    elif len(columns):
+        found = pair_units(alike[np.ix_(rows, columns)], seed=seed)
+        take[columns[found.b]] = rows[found.a]
     return take
 
 

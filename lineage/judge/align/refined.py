@@ -21,11 +21,16 @@ from lineage.layout.operations import Concat, Each, Operation, Split, Stack, Uns
 
 __all__ = ["cosines", "refined"]
 
+#: elements of tensors that are turned only to say how near they come
+MOST = 1 << 22
 
-def cosines(common: Common, chains: Chains) -> dict[str, float]:
-    """Cosine of each tensor that has a chain, after it, with B's."""
-    found = {}
+
+def cosines(common: Common, chains: Chains, known: Dict[str, float]) -> dict[str, float]:
+    """Cosine of each tensor that has a chain, after it, with B's; of large ones only what is known already."""
+    found = {name: value for name, value in known.items() if name in chains}
     for name, chain in chains.items():
+        if name in found or common.a.specs[name].size > MOST:
+            continue
         made = apply_chain(chain, [np.asarray(common.a.tensor(name), np.float32)])[0]
         if made.shape == common.b.specs[name].shape:
             found[name] = cosine(np.nan_to_num(made), np.nan_to_num(np.asarray(common.b.tensor(name), np.float32)))

@@ -17,7 +17,7 @@ from lineage.judge.align.neurons import Hidden, fit_hidden, match_units
 from lineage.judge.align.records import Shown
 from lineage.judge.align.residual import Frame, candidates, frame, order_of, rotation_of
 from lineage.judge.align.turns import Turn
-from lineage.judge.align.weights import Weights, unit_cosines
+from lineage.judge.align.weights import Weights, cosine, unit_cosines
 
 __all__ = ["LayerFit", "StackFit", "fit_stack"]
 
@@ -36,11 +36,12 @@ ENOUGH, ENOUGH_LARGE = 0.99, 0.5
 
 
 class LayerFit(msgspec.Struct, frozen=True):
-    """What was fitted in one layer: one transform an MLP and an attention block."""
+    """What was fitted in one layer: one transform an MLP and an attention block, and cosines by tensor after it."""
 
     layer: Layer
     mlps: tuple[Hidden, ...]
     attentions: tuple[Heads, ...]
+    cosines: dict[str, float]
 
     @property
     def shown(self) -> list[Shown]:
@@ -156,22 +157,22 @@ class _Stack:
         floor = self._floor()
         fits = [self._layer(layer, layer) for layer in self.probes]
         shown = [s for fit in fits for s in fit.shown]
-        cosine = _mean(s.cosine for s in shown)
-        if not holds(cosine, floor):
-            return self._result(family, rows, (), shown, cosine, floor)
+        reached = _mean(s.cosine for s in shown)
+        if not holds(reached, floor):
+            return self._result(family, rows, (), shown, reached, floor)
         done = {fit.layer.number: fit for fit in fits}
         layers = tuple(done.get(x.number) or self._layer(x, x) for x in self.anatomy.layers)
         shown = [s for fit in layers for s in fit.shown]
         return self._result(family, rows, layers, shown, _mean(s.cosine for s in shown), floor)
 
     def _result(
-        self, family: str, rows: Frame | None, layers: tuple[LayerFit, ...], shown: Sequence[Shown], cosine: float,
+        self, family: str, rows: Frame | None, layers: tuple[LayerFit, ...], shown: Sequence[Shown], reached: float,
         floor: float,
     ) -> StackFit:  # fmt: skip
         return StackFit(
             anatomy=self.anatomy, residual=self.residual, family=family, fitted_on=self._fitted_on(rows, family),
             norms=self.norms, folded=self._folded(layers), size=self.size, families=self.families,
-            layers=layers, shown=tuple(shown), cosine=cosine, floor=floor,
+            layers=layers, shown=tuple(shown), cosine=reached, floor=floor,
         )  # fmt: skip
 
     def _family(self, rows: Frame | None, enough: float) -> tuple[str, bool]:
@@ -277,11 +278,23 @@ class _Stack:
 
     def _layer(self, one: Layer, two: Layer) -> LayerFit:
         mlps = self._mlps(one, two)
+        near: list[tuple[Part, float]] = []
+        for mlp, hidden in zip(two.mlps, mlps, strict=False):
+            near += [(part, hidden.shown) for part in mlp.writers]
+            near += zip(mlp.readers, hidden.read, strict=True)
         heads = []
         if self.size is not None and self.families is not None:
             for a, b in zip(one.attentions, two.attentions, strict=False):
-                heads.append(fit_heads(self.block(one, two, a, b), self.size, self.families, seed=self.seed))
-        return LayerFit(two, tuple(mlps), tuple(heads))
+                block = self.block(one, two, a, b)
+                fit = fit_heads(block, self.size, self.families, seed=self.seed)
+                near += [(b.query, fit.shown_query), (b.out, fit.shown_out)]
+                near += [(b.key, cosine(fit.key.over(block.key[0], 0), block.key[1]))]
+                near += [(b.value, cosine(fit.value.over(block.value[0], 0), block.value[1]))]
+                heads.append(fit)
+        cosines: dict[str, float] = {}
+        for part, found in near:
+            cosines[part.name] = min(found, cosines.get(part.name, 1.0))
+        return LayerFit(two, tuple(mlps), tuple(heads), cosines)
 
     def _floor(self) -> float:
         """What different layers of the two models show of each other, fitted the same way; 0 for a single layer."""

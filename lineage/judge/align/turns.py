@@ -105,15 +105,28 @@ class Turn(msgspec.Struct, frozen=True, dict=True, kw_only=True):
             ops.append(Take(axis, self.take.astype(np.int64), self.length))
         if self.scale is not None and np.any(np.abs(self.scale - 1.0) >= PLAIN):
             ops.append(Scale(Data(self.scale), axis))
-        if len(self.blocks) == 1:
-            ops.append(_product(self.blocks[0], axis, dimensions))
-        elif self.blocks:
-            sizes = tuple(block.shape[1] for block in self.blocks)
-            made = tuple(block.shape[0] for block in self.blocks)
-            ops.append(Split(axis, sizes=sizes))
-            ops.append(Each({k: _product(block, axis, dimensions) for k, block in enumerate(self.blocks)}))
-            ops.append(Concat(axis, made))
+        if self.blocks:
+            products = self._products(axis, dimensions)
+            sizes, made = zip(*(block.shape[::-1] for block in self.blocks), strict=True)
+            parted = (Split(axis, sizes=sizes), Each(dict(enumerate(products))), Concat(axis, made))
+            ops += products if len(products) == 1 else parted
         return tuple(ops)
+
+    def _products(self, axis: int, dimensions: int) -> list[Operation]:
+        """One product a block; every tensor shares the arrays."""
+        if axis not in (0, dimensions - 1):
+            raise ValueError(f"a basis along axis {axis} of {dimensions}")
+        if axis == 0:
+            return [Matmul("left", data) for data in self._left]
+        return [Matmul("right", data) for data in self._right]
+
+    @cached_property
+    def _left(self) -> list[Data]:
+        return [Data(block) for block in self.blocks]
+
+    @cached_property
+    def _right(self) -> list[Data]:
+        return [Data(block.T) for block in self.blocks]
 
 
 def identity(length: int) -> Turn:
@@ -134,11 +147,3 @@ def along(axis: int, dimensions: int, parts: Sequence[Turn]) -> tuple[Operation,
         Each(chains),
         Concat(axis, tuple(part.units for part in parts)),
     )
-
-
-def _product(matrix: Floats, axis: int, dimensions: int) -> Operation:
-    if axis == 0:
-        return Matmul("left", Data(matrix))
-    if axis == dimensions - 1:
-        return Matmul("right", Data(matrix.T))
-    raise ValueError(f"a basis along axis {axis} of {dimensions}")

@@ -16,7 +16,7 @@ __all__ = ["Weights", "cosine", "unit_cosines"]
 Floats = NDArray[np.floating[Any]]
 
 #: elements of tensors that are kept decoded
-KEPT = 1 << 25
+KEPT = 1 << 24
 #: rows are read one by one where there are this many times as many
 FEW = 8
 
