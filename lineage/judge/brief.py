@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.metered import Meter, Spent
@@ -18,6 +19,8 @@ from lineage.judge.verdict import Verdict, bound_names, decide
 from lineage.layout.mapping import Mapping
 
 __all__ = ["judge_briefly"]
+
+Floats = NDArray[np.floating[Any]]
 
 #: units of a layer, and layers, that are compared: 4 × 64 neurons at their places reach log10_p = -356; where that
 #: tells too little, as many as there is room for
@@ -89,25 +92,44 @@ class _Glimpse(Material, frozen=True, dict=True):
     meter: Meter
 
     def sample(self, name: str, **_: Any) -> Sample:
-        """Some runs of values, shape (1, values)."""
+        """Some runs of values, shape (1, values).
+
+        Raises
+        ------
+        Spent : they cost too much
+        """
         kept: dict[str, Sample] = self.__dict__.setdefault("_samples", {})
         if name not in kept:
-            size = self.b.specs[name].size
-            length = min(RUN, size)
-            rng = np.random.default_rng([self.seed, size % (1 << 31)])
-            edges = np.linspace(0, size - length, RUNS + 1).astype(np.int64)
-            starts = [0] if size <= RUN else rng.integers(edges[:-1], edges[1:] + 1).tolist()
-            with self.meter.at_most(DEAR):
-                one, two = ([c.read(name, s, s + length) for s in starts] for c in (self.filled, self.b))
-            kept[name] = Sample(name, np.concatenate(one)[None], np.concatenate(two)[None])
+            kept[name] = Sample(name, self._runs(self.filled, name), self._runs(self.b, name))
         return kept[name]
+
+    def _runs(self, checkpoint: Checkpoint, name: str) -> Floats:
+        size = self.b.specs[name].size
+        length = min(RUN, size)
+        rng = np.random.default_rng([self.seed, size % (1 << 31)])
+        edges = np.linspace(0, size - length, RUNS + 1).astype(np.int64)
+        starts = [0] if size <= RUN else rng.integers(edges[:-1], edges[1:] + 1).tolist()
+        with self.meter.at_most(DEAR):
+            return np.concatenate([checkpoint.read(name, s, s + length) for s in starts])[None]
 
     def _sampled_pair(self, given: dict[str, Any]) -> Pair:
         try:
             return super()._sampled_pair(given)
         except Spent:
-            cosine = self._cosines.get(given["name"])
-            return Pair(equal=cosine is not None and cosine >= SAME, cosine=cosine, **given)
+            return self._searched_pair(given)
+
+    def _searched_pair(self, given: dict[str, Any]) -> Pair:
+        """A pair that would have to be computed as a whole, judged by what the search saw of it."""
+        name, cosine = given["name"], self._cosines.get(given["name"])
+        equal = cosine is not None and cosine >= SAME
+        if equal:
+            try:
+                values = self._runs(self.b, name)
+            except Spent:
+                equal = False
+            else:
+                self.__dict__.setdefault("_samples", {})[name] = Sample(name, values, values)
+        return Pair(equal=equal, cosine=cosine, **given)
 
     @property
     def _cosines(self) -> dict[str, float | None]:

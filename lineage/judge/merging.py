@@ -32,10 +32,13 @@ BEYOND = 1.1
 #: candidates whose differences differ by less, as a share of the square, cannot be told apart
 TWIN = 0.01
 #: a fit is complete where it leaves no more than this share of the distance to the nearest source, or this many times
-#: what rounding leaves (zoo: merges of all their parents 1.05 times at most; merges that lack a parent 14 and more)
-COMPLETE, ROUNDED = 0.01, 1.3
+#: what rounding B leaves: as much again where the parents were rounded after the merge (zoo: merges of all their
+#: parents 1.05 times at most; merges that lack a parent 14 and more)
+COMPLETE, ROUNDED = 0.01, 2.0
 #: ... and with weights of its own for every tensor
 EXACT = 1e-4
+#: ... of which so many mix two sources; else B is a collection of theirs, or what they come from
+MIXED = 0.5
 #: where rounding could make so much of the distance to the nearest source, B is that source
 NEVER = 0.5
 #: several parts make a merge up to this share of the distance where their weights agree between tensors: a parent may
@@ -91,6 +94,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     spherical : the scale is that of a spherical interpolation (slerp)
     complete : nothing is left but rounding
     by_tensor : ... once every tensor has weights of its own
+    assembled : ... and every tensor is that of one source, so that B may as well be what they all come from
     merged : two parts at least, and enough is explained
     tensors, elements : sampled
     left_out : candidates whose layout has no place for most of B
@@ -107,6 +111,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     spherical: bool
     complete: bool
     by_tensor: bool
+    assembled: bool
     merged: bool
     tensors: int
     elements: int
@@ -166,6 +171,8 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.formula}: {beyond.name} lies between {self.base} and B, so it may hold {other}; B is no merge"
             )
         names = ", ".join(share.name for share in self.shares)
+        if self.assembled:
+            return f"every matrix of B is one of {names} or {self.base}: put together from them, or what they come from"
         what = f"as a sum of {names} the fit explains {_percent(1 - self.residual)} of B − {self.base}"
         if self.nearest != self.base:
             what += f", {self.nearest} alone {_percent(max(0.0, 1 - self.distance))}"
@@ -201,11 +208,13 @@ def weigh(gathered: Gathered) -> Merge | None:
     shares = _shares(gathered, others, each, total, weights, residual, elements)
     complete = residual <= limit
     alone = max(EXACT * float(far[nearest]), ROUNDED * rounding)
-    by_tensor = not complete and gathered.labels[base] == "A" and _pooled(each, len(others)) <= alone
+    left, mixed = _each_by_itself(each, len(others))
+    apart = not complete and left <= alone
     merge = Merge(
         base=gathered.labels[base], shares=shares, residual=residual, rounding=rounding,
         nearest=gathered.labels[nearest], distance=float(far[nearest]), scale=1.0 + float(free[-1]),
-        spherical=spherical, complete=complete, by_tensor=by_tensor, merged=False, tensors=len(each),
+        spherical=spherical, complete=complete, by_tensor=apart and mixed >= MIXED,
+        assembled=apart and mixed < MIXED, merged=False, tensors=len(each),
         elements=elements, left_out=gathered.left_out, twins=twins,
     )  # fmt: skip
     return msgspec.structs.replace(merge, merged=_merged(merge))
@@ -298,10 +307,15 @@ def _fit(products: Floats, count: int, *, scaled: bool = False) -> tuple[Floats,
     return weights, min(max(left / whole, 0.0), 1.0)
 
 
-def _pooled(each: Floats, count: int) -> float:
-    """What is left where every tensor may have weights of its own."""
-    whole = float(each[:, -1, -1].sum())
-    return sum(_fit(one, count)[1] * float(one[-1, -1]) for one in each) / whole if whole else 0.0
+def _each_by_itself(each: Floats, count: int) -> tuple[float, float]:
+    """What is left where every tensor has weights of its own, and the share of those that mix two sources."""
+    whole, left, mixed, changed = float(each[:, -1, -1].sum()), 0.0, 0, 0
+    for one in each:
+        weights, residual = _fit(one, count)
+        left += residual * float(one[-1, -1])
+        changed += bool(one[-1, -1] > 0)
+        mixed += bool(np.any((weights > PART) & (weights < 1 - PART)))
+    return (left / whole if whole else 0.0), mixed / max(1, changed)
 
 
 def _shares(

@@ -248,8 +248,10 @@ def _unstack(given: _Arguments) -> Operation:
 
 
 def _slice(given: _Arguments) -> Operation:
-    a = given.named("axis", "start", "stop", "of")
-    return Slice(a.integer("axis", 0), a.integer("start", 0), a.integer("stop"), a.integer("of"))
+    a = given.named("axis", "start", "stop", "of", "value")
+    value = a.given.get("value")
+    value = None if value is None else a.number("value", value)
+    return Slice(a.integer("axis", 0), a.integer("start", 0), a.integer("stop"), a.integer("of"), value)
 
 
 def _take(given: _Arguments) -> Operation:

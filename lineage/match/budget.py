@@ -8,7 +8,6 @@ is compared in full, so nothing is called certified; what the limit does not all
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint import Checkpoint
-from lineage.checkpoint.dtypes import STORAGE, decode
 from lineage.checkpoint.metered import Meter, Spent
 from lineage.layout.axes import LayoutError
 from lineage.layout.chain import Level, apply_chain, leaves, mapped
@@ -29,16 +27,16 @@ from lineage.match.certify import Certified, flat
 from lineage.match.chains import OVER
 from lineage.match.finder import Finder
 from lineage.match.fuse import components, matches
-from lineage.match.rows import (
-    Provenance,
-    Rows,
-    View,
-    columns,
-    contiguous,
-    highest,
-    probe_rows,
-    provenance,
-    views,
+from lineage.match.rows import Provenance, Rows, View, highest, probe_rows, provenance
+from lineage.match.strips import (
+    Frame,
+    correlation,
+    count_hits,
+    in_columns,
+    known_share,
+    read_strip,
+    row_width,
+    strip_views,
 )
 from lineage.match.values import SMALL, Values
 from lineage.match.whole import exact, near
@@ -50,12 +48,8 @@ __all__ = ["Searched", "search"]
 PLACES = 256
 #: elements between two wanted ones below which one read serves both: bytes are what counts here
 GAP = 24
-#: neighbouring columns that stand for a row: two strangers' rows agree to 0.125, the best of 10^6 to 0.65
-STRIP = 64
-#: rows of each of A's tensors that are looked up, in runs of neighbours (one read serves a run that stands in columns)
-PROBES, RUN = 32, 4
-#: rows that must be found, and their share, before a tensor is taken for a source
-LEAST_HITS, LEAST_HIT_SHARE = 2, 0.05
+#: rows of a tensor of A that must be found before it is taken for a source
+LEAST_HITS = 2
 #: tensors of A that are looked up for one of B, the closest by their neighbours first
 MOST_PROBED = 256
 #: that many of them at first; share of B's rows that they must explain for the others to be left alone
@@ -68,8 +62,6 @@ MOST_PRODUCTS = 1 << 28
 STRANGERS = 3
 #: rows of every other member of a family that are held against A's
 CHECKED = 12
-#: correlation, and deviations above chance, below which a match is dropped
-LEAST_COSINE, LEAST_Z = 0.3, 8.0
 #: times that small tensors may be read by the full search: one for each way of seeing them as rows
 LOOKS = 8
 _NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
@@ -171,7 +163,7 @@ class _Search(Finder):
                     continue
                 if got is not None:
                     found[name] = got
-        for component in components(list(found.values()), self.a, exact=False):
+        for component in components(list(found.values()), self.a, exact=False) if found else ():
             for match in matches(component, self.a, self.b, self.names, exact=False):
                 rows = {name: found[name] for name in flat(match.targets)}
                 held = self._borne_out(match, rows)
@@ -196,13 +188,13 @@ class _Search(Finder):
         """Which rows of A's left-over tensors the rows of B's tensor are, under the view that shows most."""
         best: Provenance | None = None
         for turned, most in ((False, MOST_PROBED), (True, MOST_TURNED)):
-            for view in _views(self.b.shape(name)):
-                options = [o for o in self._options(name, view) if (_turned(view) or _turned(o[1])) is turned]
+            for view in strip_views(self.b.shape(name)):
+                options = [o for o in self._options(name, view) if (in_columns(view) or in_columns(o[1])) is turned]
                 for low, high in ((0, CLOSEST), (CLOSEST, most)):
                     got = self._among(name, view, options[low:high])
-                    if got is not None and (best is None or _known(got) > _known(best)):
+                    if got is not None and (best is None or known_share(got) > known_share(best)):
                         best = got
-                    if best is not None and _known(best) >= ENOUGH:
+                    if best is not None and known_share(best) >= ENOUGH:
                         return best
             if best is not None:
                 return best
@@ -212,24 +204,24 @@ class _Search(Finder):
         """Which rows of these tensors of A the rows of B's tensor are, None where they are none."""
         if not options:
             return None
-        mine = _Unit(self._strip(self.b, name, view))
-        sources = [o for o in options if _hits(self.a, *o, mine, self.seed) >= LEAST_HITS]
+        mine = Frame(self._strip(self.b, name, view))
+        sources = [o for o in options if count_hits(self.a, *o, mine, self.seed) >= LEAST_HITS]
         return self._rows_of(name, view, mine, sources) if sources else None
 
     def _strip(self, values: Values, name: str, view: View) -> NDArray[np.float32]:
         """The strip of all rows of a tensor; kept, for it is looked at twice."""
         key = values is self.a, name, view
         if key not in self.kept:
-            self.kept[key] = _strip(values, name, view, self.seed)
+            self.kept[key] = read_strip(values, name, view, self.seed)
         return self.kept[key]
 
     def _options(self, name: str, view: View) -> list[tuple[str, View]]:
         """A's left-over tensors, under views with rows as wide, the likeliest by their neighbours first."""
-        width = _width(self.b, name, view)
+        width = row_width(self.b, name, view)
         left = sorted(self.matrices(self.a, self.left_a()), key=lambda n: -self.links.closeness(n, name))
-        return [(n, v) for n in left for v in _views(self.a.shape(n)) if _width(self.a, n, v) == width]
+        return [(n, v) for n in left for v in strip_views(self.a.shape(n)) if row_width(self.a, n, v) == width]
 
-    def _rows_of(self, name: str, view: View, mine: _Unit, sources: list[tuple[str, View]]) -> Provenance:
+    def _rows_of(self, name: str, view: View, mine: Frame, sources: list[tuple[str, View]]) -> Provenance:
         """The row of a source that each row of B's tensor is."""
         parts = [self._strip(self.a, n, v) for n, v in sources]
         heights = [len(p) for p in parts]
@@ -250,7 +242,7 @@ class _Search(Finder):
                 raise LayoutError("a strip is cut from one axis")
             strip = self._strip(values, name, view)
             shape = [strip.shape[1] if i == full[view.columns[0]] else n for i, n in enumerate(spec.shape)]
-            return (strip.T if _turned(view) else strip).reshape(shape)
+            return (strip.T if in_columns(view) else strip).reshape(shape)
 
         entries = [Level(OVER, list(e)) if isinstance(e, tuple) else e for e in match.sources]
         try:
@@ -261,7 +253,7 @@ class _Search(Finder):
             return None
         if [x.shape for x in made] != [y.shape for y in wanted]:
             return None
-        cosine = _correlation([x.ravel() for x in made], [y.ravel() for y in wanted])
+        cosine = correlation([x.ravel() for x in made], [y.ravel() for y in wanted])
         return None if cosine is None else msgspec.structs.replace(match, cosine=cosine)
 
     def _carry_over(self, match: Match, rows: dict[str, Provenance]) -> None:
@@ -297,105 +289,15 @@ class _Search(Finder):
         for name, p in rows.items():
             known = np.flatnonzero(p.source >= 0)
             chosen = known[probe_rows(len(known), CHECKED, self.seed)]
-            target = _strip(self.b, _renumbered(name, step), p.view, self.seed, chosen)
+            target = read_strip(self.b, _renumbered(name, step), p.view, self.seed, chosen)
             for number, (source, view) in enumerate(p.sources):
                 here = p.source[chosen] == number
                 if here.any() and source in flat(match.sources):
                     ones.append(
-                        _strip(self.a, _renumbered(source, option), view, self.seed, p.row[chosen[here]]).ravel()
+                        read_strip(self.a, _renumbered(source, option), view, self.seed, p.row[chosen[here]]).ravel()
                     )
                     twos.append(target[here].ravel())
-        return _correlation(ones, twos)
-
-
-# -- strips
-
-
-class _Unit:
-    """Rows of length one, freed of what their columns have in common."""
-
-    def __init__(self, strip: NDArray[np.float32]) -> None:
-        clean = np.where(np.isfinite(strip), strip, 0)
-        self.mean = clean.mean(axis=0)
-        spread = clean.std(axis=0)
-        self.spread = np.where(spread > 0, spread, np.inf)
-        self.rows = self.unit(strip)
-
-    def unit(self, strip: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Other rows in the same frame."""
-        rows = ((np.where(np.isfinite(strip), strip, 0) - self.mean) / self.spread).astype(np.float32)
-        rows -= rows.mean(axis=1, keepdims=True)
-        length = np.linalg.norm(rows, axis=1, keepdims=True)
-        scaled: NDArray[np.float32] = rows / np.where(length > 0, length, np.inf)
-        return scaled
-
-    def floor(self, others: int) -> float:
-        """A product that the best of all pairs with so many other rows does not reach by chance."""
-        noise = 1 / math.sqrt(max(1, self.rows.shape[1] - 1))
-        return max(LEAST_COSINE, min(0.95, noise * math.sqrt(2 * math.log(max(2, len(self.rows) * others)))))
-
-
-def _views(shape: Sequence[int]) -> list[View]:
-    """Views whose strips can be read by ranges."""
-    return [v for v in views(shape) if v.rows and contiguous(v)]
-
-
-def _turned(view: View) -> bool:
-    """True where a row stands in a column of what is stored."""
-    return view.columns[0] < view.rows[0]
-
-
-def _width(values: Values, name: str, view: View) -> int:
-    shape = values.shape(name)
-    return math.prod(shape[i] for i in view.columns)
-
-
-def _strip(
-    values: Values, name: str, view: View, seed: int, rows: NDArray[np.int64] | None = None
-) -> NDArray[np.float32]:
-    """Neighbouring columns of every row (or of the given ones), the same for every tensor of a width."""
-    shape, spec = values.shape(name), values.checkpoint.specs[name]
-    height, width = math.prod(shape[i] for i in view.rows), _width(values, name, view)
-    count = min(STRIP, width)
-    at = int(np.random.default_rng([seed, width]).integers(0, width - count + 1))
-    if values.size(name) <= SMALL or _turned(view):
-        return columns(values, name, view, np.arange(at, at + count), rows)
-    wanted = range(height) if rows is None else rows.tolist()
-    if not spec.plain:
-        parts = [values.checkpoint.read(name, r * width + at, r * width + at + count) for r in wanted]
-        return np.stack(parts).astype(np.float32, copy=False)
-    codes = np.empty((len(wanted), count), STORAGE[spec.dtype])
-    for place, row in enumerate(wanted):
-        values.checkpoint.read_codes(name, row * width + at, row * width + at + count, out=codes[place])
-    return decode(codes.reshape(-1), spec.dtype).astype(np.float32, copy=False).reshape(codes.shape)
-
-
-def _known(found: Provenance) -> float:
-    """Share of the rows that were found."""
-    return float((found.source >= 0).mean())
-
-
-def _hits(a: Values, name: str, view: View, mine: _Unit, seed: int) -> int:
-    """How many of some rows of A's tensor are among B's; 0 where they are too few to count."""
-    height = math.prod(a.shape(name)[i] for i in view.rows)
-    starts = probe_rows(max(1, height // RUN), PROBES // RUN, seed) * RUN
-    probes = np.unique((starts[:, None] + np.arange(min(RUN, height))).ravel())
-    _, value = highest(mine.unit(_strip(a, name, view, seed, probes)), mine.rows)
-    found = int((value > mine.floor(MOST_PROBED * PROBES)).sum())
-    return found if found >= LEAST_HIT_SHARE * len(probes) else 0
-
-
-def _correlation(ones: Sequence[NDArray[Any]], twos: Sequence[NDArray[Any]]) -> float | None:
-    """Correlation of paired values, None where it is no evidence."""
-    if not ones:
-        return None
-    x, y = np.concatenate(ones).astype(np.float64), np.concatenate(twos).astype(np.float64)
-    ok = np.isfinite(x) & np.isfinite(y)
-    x, y = x[ok], y[ok]
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    found = float(np.corrcoef(x, y)[0, 1])
-    return found if found >= LEAST_COSINE and found * math.sqrt(len(x)) >= LEAST_Z else None
+        return correlation(ones, twos)
 
 
 # -- names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,9 +17,9 @@ from lineage.layout.axes import LayoutError
 from lineage.layout.chain import Level, apply_chain, leaves, mapped
 from lineage.layout.induce import Match
 from lineage.layout.mapping import Instance, Mapping
-from lineage.layout.operations import Add, Operation
+from lineage.layout.operations import Add, Operation, Scale
 from lineage.match.chains import OVER
-from lineage.match.values import Values
+from lineage.match.values import MANTISSA, Values
 
 __all__ = ["Certified", "Checked", "certify", "check", "compare", "flat"]
 
@@ -31,6 +31,8 @@ FEW, SAMPLE = 4, 1 << 16
 LEAST_COSINE = 0.3
 #: deviations above chance that certify a match, and below which one that claims values is dropped
 LEAST_Z, WEAK_Z = 6.0, 2.0
+#: a factor that training did not make is at least so far from one, and known to so much (relative)
+FAR, NEAR = 0.2, 0.02
 #: by how much a cosine may fall short of what a mapping says of it
 SLACK = 0.02
 
@@ -91,7 +93,7 @@ def _certify(a: Values, b: Values, match: Match) -> Certified:
         return Certified(match, False)
     cosine, pearson = sums.cosine(), sums.pearson()
     exact = sums.equal
-    match = _affine(match, sums) if not exact and match.how != "name" else match
+    match = _affine(match, sums, a, b) if not exact and match.how != "name" else match
     z = -math.inf if pearson is None else pearson * math.sqrt(sums.n)
     strong = pearson is not None and pearson >= LEAST_COSINE and z >= LEAST_Z
     how = match.how
@@ -295,8 +297,8 @@ def flat(entries: Sequence[str | tuple[str, ...]]) -> list[str]:
     return [n for e in entries for n in ((e,) if isinstance(e, str) else e)]
 
 
-def _affine(match: Match, sums: _Sums) -> Match:
-    """The match with the whole number that was added to every element, where one was (gains stored minus one)."""
+def _affine(match: Match, sums: _Sums, a: Values, b: Values) -> Match:
+    """The match with the whole number that was added to every element, or the factor, where there was one."""
     pearson = sums.pearson()
     if pearson is None or pearson < 0.5 or sums.n < 8:
         return match
@@ -307,4 +309,31 @@ def _affine(match: Match, sums: _Sums) -> Match:
     var = sums.xx / sums.n - (sums.x / sums.n) ** 2
     if whole and abs(shift - whole) <= 4 * error + 1e-3 and abs(shift) > 2 * math.sqrt(max(var, 0)):
         return msgspec.structs.replace(match, ops=(*match.ops, Add(float(whole))))
-    return match
+    factor = _factor(sums, [*flat(match.sources), *flat(match.targets)], a, b)
+    return match if factor is None else msgspec.structs.replace(match, ops=(*match.ops, Scale(factor)))
+
+
+def _factor(sums: _Sums, names: Sequence[str], a: Values, b: Values) -> float | None:
+    """The number that A's values were multiplied with: exactly (gains and scales folded in), or nearly and simple."""
+    specs = [ck.specs[n] for ck in (a.checkpoint, b.checkpoint) for n in names if n in ck.specs]
+    rounding = sum(0.5 * 2.0 ** -MANTISSA.get(spec.dtype, 0) for spec in specs[:1] + specs[-1:])
+    slope = sums.xy / sums.xx
+    rest = math.sqrt(max(0.0, sums.yy - sums.xy**2 / sums.xx) / sums.yy)
+    error = 4 * rest / math.sqrt(sums.n)
+    lengths = {n // k for spec in specs for n in spec.shape for k in (1, 2, 4, 8, 16, 32, 64) if n % k == 0}
+    if rest <= rounding and abs(slope - 1) > 4 * rounding:
+        # converters multiply in float32: a factor rounded to it gives their bits
+        return float(np.float32(_simple(slope, error + 1e-7, lengths) or _decimal(slope, error + 1e-7)))
+    return _simple(slope, error, lengths) if abs(slope - 1) > FAR and error < NEAR else None
+
+
+def _simple(slope: float, slack: float, lengths: Iterable[int]) -> float | None:
+    """A power of two, or the root of a length or its inverse, within `slack` (relative)."""
+    options = [2.0**k for k in range(-10, 11)] + [n**p for n in sorted(lengths) if n > 1 for p in (0.5, -0.5)]
+    near = [x for x in options if x != 1 and abs(x / slope - 1) <= slack]
+    return min(near, key=lambda x: abs(x / slope - 1), default=None)
+
+
+def _decimal(slope: float, slack: float) -> float:
+    """The number with the fewest digits within `slack` (relative)."""
+    return next((x for d in range(1, 17) if abs((x := float(f"{slope:.{d}g}")) / slope - 1) <= slack), slope)

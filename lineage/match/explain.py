@@ -22,6 +22,8 @@ __all__ = ["Digit", "Part", "Strides", "Tiling", "factors", "strides", "tile"]
 EVEN_INSIDE, EVEN_AT_BORDERS = 0.5, 0.25
 #: share of the known rows that digits must say right
 LEAST_AGREEMENT = 0.5
+#: pairs of rows said wrong that may follow each other by chance
+MOST_FOLLOWING = 2
 
 
 class Digit(NamedTuple):
@@ -100,8 +102,17 @@ def strides(sequence: NDArray[np.int64]) -> Strides | None:
             digits.append(digit)
     found = Strides(tuple(digits), int(current[0]), 0.0)
     known = sequence >= 0
-    agreement = float((found.rows()[known] == sequence[known]).mean())
-    return found._replace(agreement=agreement) if agreement > LEAST_AGREEMENT else None
+    wrong = known & (found.rows() != sequence)
+    agreement = 1 - float(wrong.sum() / known.sum())
+    if agreement <= LEAST_AGREEMENT or _another(sequence, wrong, digits[-1].stride if digits else 1):
+        return None
+    return found._replace(agreement=agreement)
+
+
+def _another(sequence: NDArray[np.int64], wrong: NDArray[np.bool_], stride: int) -> bool:
+    """Whether the rows that digits say wrong follow each other: not single errors, but another order."""
+    pairs = wrong[1:] & wrong[:-1]
+    return bool((np.diff(sequence)[pairs] == stride).sum() > MOST_FOLLOWING)
 
 
 def _mode(values: NDArray[np.int64], default: int) -> int:

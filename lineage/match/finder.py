@@ -102,7 +102,7 @@ class Finder:
         self.progress("whole tensors")
         self.wholes(exact(self.a, self.b, self.everything(self.a), self.left_b(), level=self.level, seed=self.seed))
         alike = near(self.a, self.b, self.everything(self.a), self.left_b(), seed=self.seed)
-        self.wholes([w for w in alike if w.cosine >= UNDOUBTED])
+        self.wholes([w for w in alike if w.even and w.cosine >= UNDOUBTED])
         self.by_rows(alike)
         self.by_place()
         self.progress("certifying")
@@ -121,10 +121,11 @@ class Finder:
         )
         if self.left_b():
             self.progress("near copies")
-            self.wholes([w for w in alike if w.b not in self.found])
+            self.wholes([w for w in alike if w.even and w.b not in self.found])
             for matrices in (True, False):
                 left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
                 self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
+            self.wholes([w for w in alike if w.b not in self.found])
 
     def by_place(self) -> None:
         """What the matches so far, and structure, say of the rest."""
@@ -187,6 +188,16 @@ class Finder:
         structure = Structure(self.a, self.b, self.links, self.roles, expected=expected, seed=self.seed)
         for match in structure.matches(self.left_a(), self.left_b(), self.names):
             self.keep(match)
+        left = self.left_b()
+        while expected and left:
+            # what B holds twice (doubled layers): only where values say so
+            found = structure.matches(self.everything(self.a), left, self.names)
+            for match in found:
+                if match.how == "values":
+                    self.keep(match)
+            left, before = self.left_b(), left
+            if len(left) == len(before):
+                break
 
     def ties(self) -> None:
         """A's tensors that equal a matched one (tied weights stored twice) get a rule of their own for the way back."""

@@ -30,6 +30,11 @@ LEAST_SHARE = 0.02
 GOOD_PART = 0.3
 #: share of a target's rows that must be known before rows are taken one by one
 LEAST_KNOWN = 0.999
+#: rows of a run (even steps in one source) from which on rows that were only nearly found are believed, and how many
+#: rows there must be for each run on average
+LEAST_RUN, LEAST_ROWS_A_RUN = 3, 4
+#: rows looked at for what new rows hold, and the logarithm of the ratio of mean squares that counts as none
+PROBED, SAME_CHANGE = 64, 0.4
 
 
 class Piece(NamedTuple):
@@ -42,7 +47,7 @@ class Piece(NamedTuple):
 
 
 class Fusion(NamedTuple):
-    """A whole and the parts that may make it up; `grows` where rows of the whole without a part hold something."""
+    """A whole and the parts that may make it up; `grows` where rows of the whole without a part hold more than 0."""
 
     whole: str
     shape: tuple[int, ...]
@@ -100,20 +105,37 @@ def components(found: Sequence[Provenance], a: Values, *, exact: bool) -> list[C
 def matches(component: Component, a: Values, b: Values, names: Names, *, exact: bool) -> list[Match]:
     """Matches that explain a component.
 
-    Rows that were only nearly found are never taken one by one: single errors among them are expected.
+    Where no tiling explains the component, each of its targets is looked at alone: as a window of a larger tensor
+    that others share, or as rows taken one by one. Among rows that were only nearly found single errors are
+    expected: they are taken in long runs only.
     """
+    whole = _tiled(component, a, b, names)
+    if whole is not None:
+        return [whole]
+    found = []
+    for p in component.b:
+        match = _tiled(_alone(component, p), a, b, names) if len(component.b) > 1 else None
+        if match is None:
+            match = _take(p if exact else _mended(p, component), a, b, names, exact=exact)
+        if match is not None:
+            found.append(match)
+    return found
+
+
+def _tiled(component: Component, a: Values, b: Values, names: Names) -> Match | None:
+    """The component as one tensor and its parts."""
     attempts = []
     if len(component.b) == 1:
         attempts.append(_whole_b(component, a, b))
     if len(component.a) == 1:
         attempts.append(_whole_a(component, a, b))
-    for attempt in attempts:
-        found = None if attempt is None else fuse(attempt, names)
-        if found is not None:
-            return [found]
-    if not exact:
-        return []
-    return [m for p in component.b if (m := _take(p, a, b, names)) is not None]
+    return next((m for attempt in attempts if attempt is not None and (m := fuse(attempt, names)) is not None), None)
+
+
+def _alone(component: Component, p: Provenance) -> Component:
+    """One target of a component with its own sources."""
+    mine = {name for name, _ in p.sources}
+    return Component(tuple(n for n in component.a if n in mine), (p,))
 
 
 def _whole_b(component: Component, a: Values, b: Values) -> Fusion | None:
@@ -131,15 +153,22 @@ def _whole_b(component: Component, a: Values, b: Values) -> Fusion | None:
             best[name] = Piece(name, a.checkpoint.specs[name].shape, view, rows)
     if not best:
         return None
-    grows = len(best) == 1 and _grows(b, p, next(iter(best.values())))
+    grows = len(best) == 1 and _grows(a, b, p, next(iter(best.values())))
     return Fusion(p.name, b.checkpoint.specs[p.name].shape, p.view, tuple(best.values()), False, grows)
 
 
-def _grows(b: Values, p: Provenance, piece: Piece) -> bool:
-    """Whether rows of B's tensor that come from nowhere hold anything but zeros."""
-    rest = np.setdiff1d(np.arange(len(p.source)), piece.rows)[:64]
-    width = b.size(p.name) // len(p.source)
-    return bool(len(rest)) and bool(columns(b, p.name, p.view, np.arange(width), rest).any())
+def _grows(a: Values, b: Values, p: Provenance, piece: Piece) -> bool:
+    """Whether rows of B's tensor that come from nowhere hold more than zeros: zeros, with what its other rows were
+    changed by, hold no more than that change."""
+    rest = np.setdiff1d(np.arange(len(p.source)), piece.rows)[:PROBED]
+    every = np.arange(b.size(p.name) // len(p.source))
+    new = columns(b, p.name, p.view, every, rest)
+    if not new.any():
+        return False
+    mine = np.flatnonzero(piece.rows >= 0)[:PROBED]
+    change = columns(b, p.name, p.view, every, piece.rows[mine]) - columns(a, piece.name, piece.view, every, mine)
+    there, here = float(np.square(change).mean()), float(np.square(new).mean())
+    return not (there > 0 and abs(math.log(here / there)) < SAME_CHANGE)
 
 
 def _whole_a(component: Component, a: Values, b: Values) -> Fusion | None:
@@ -157,7 +186,17 @@ def _whole_a(component: Component, a: Values, b: Values) -> Fusion | None:
         number = p.sources.index((name, view))
         rows = np.where(p.source == number, p.row, -1)
         pieces.append(Piece(p.name, b.checkpoint.specs[p.name].shape, p.view, rows))
-    return Fusion(name, a.checkpoint.specs[name].shape, view, tuple(pieces), True)
+    grows = len(pieces) == 1 and _holds(a, name, view, pieces[0].rows)
+    return Fusion(name, a.checkpoint.specs[name].shape, view, tuple(pieces), True, grows)
+
+
+def _holds(a: Values, name: str, view: View, used: NDArray[np.int64]) -> bool:
+    """Whether rows of A's tensor that go nowhere hold anything but zeros."""
+    height = _height(a, name, view)
+    rest = np.setdiff1d(np.arange(height), used)
+    every = np.arange(a.size(name) // height)
+    return bool(len(rest)) and (bool(columns(a, name, view, every, rest[:PROBED]).any()) or len(rest) > PROBED
+        and bool(columns(a, name, view, every, rest).any()))
 
 
 def _height(values: Values, name: str, view: View) -> int:
@@ -212,7 +251,7 @@ def _window(fusion: Fusion, piece: Piece, start: int, names: Names) -> Match | N
     if stop > fusion.rows:
         return None
     if fusion.whole_is_a:
-        step = Slice(0, start, stop, fusion.rows)
+        step = Slice(0, start, stop, fusion.rows, None if fusion.grows else 0.0)
         chain = windowed(PartShape(fusion.shape, fusion.view), step, piece.shape, piece.view, names)
         return None if chain is None else Match(targets=(piece.name,), sources=(fusion.whole,), ops=chain)
     pad = Pad(0, start, fusion.rows - stop, None if fusion.grows else 0.0)
@@ -268,9 +307,9 @@ def _stacked(pieces: Sequence[Piece], found: list[Strides]) -> _Group | None:
     return _Group(tuple(pieces), Strides(digits, first.offset, min(s.agreement for s in found)), True)
 
 
-def _take(p: Provenance, a: Values, b: Values, names: Names) -> Match | None:
+def _take(p: Provenance, a: Values, b: Values, names: Names, *, exact: bool) -> Match | None:
     """B's tensor as rows taken from A's, where (nearly) all are known and lie source by source."""
-    if (p.source >= 0).mean() < LEAST_KNOWN:
+    if (p.source >= 0).mean() < LEAST_KNOWN or not exact and not _in_runs(p):
         return None
     borders = np.flatnonzero(np.diff(p.source)) + 1
     starts = np.r_[0, borders]
@@ -284,3 +323,31 @@ def _take(p: Provenance, a: Values, b: Values, names: Names) -> Match | None:
     if chain is None:
         return None
     return Match(targets=(p.name,), sources=tuple(n for n, _ in sources), ops=chain)
+
+
+def _mended(p: Provenance, component: Component) -> Provenance:
+    """The provenance without coincidental sources; a single row between two that follow each other is between them."""
+    kept = np.array([name in component.a for name, _ in p.sources])
+    source = np.where((p.source >= 0) & kept[p.source], p.source, -1)
+    row = np.where(source >= 0, p.row, -1)
+    middle = np.arange(1, len(row) - 1)
+    before, after = middle - 1, middle + 1
+    between = (source[before] == source[after]) & (source[before] >= 0) & (row[after] - row[before] == 2)
+    odd = middle[between & ((source[middle] != source[before]) | (row[middle] != row[before] + 1))]
+    source[odd], row[odd] = source[odd - 1], row[odd - 1] + 1
+    return p._replace(source=source, row=row)
+
+
+def _in_runs(p: Provenance) -> bool:
+    """Whether the rows come in runs too long for chance, none of them twice."""
+    if len(np.unique(np.stack([p.source, p.row]), axis=1).T) < len(p.row):
+        return False
+    steps = np.where(np.diff(p.source) == 0, np.diff(p.row), 0)
+    lengths, at = [], 0
+    while at < len(p.row):
+        stop = at + 1
+        while stop < len(p.row) and steps[stop - 1] and steps[stop - 1] == steps[at]:
+            stop += 1
+        lengths.append(stop - at)
+        at = stop
+    return min(lengths) >= LEAST_RUN and len(p.row) >= LEAST_ROWS_A_RUN * len(lengths)

@@ -52,6 +52,8 @@ WIDE = 1 << 16
 NARROW = 4
 #: correlation of two rows below which they are strangers
 LEAST_COSINE = 0.3
+#: share of the correlation of the nearest row of B that another must reach to come from the same row of A
+RIVAL = 0.8
 #: share of a representative's rows that must be found for its family to be looked at
 LEAST_FOUND = 0.2
 #: share of the best view's correlation from which on another view shows the same rows
@@ -355,7 +357,10 @@ def _nearest(
     where, value = highest(full, unit_a[inside])
     place = inside[where]
     floor = max(LEAST_COSINE, noise * math.sqrt(2 * math.log(max(2, len(inside)))))
-    found = np.where(value > floor, place, -1)
+    best = np.zeros(len(unit_a), np.float32)
+    np.maximum.at(best, place, value)
+    # a row that another claims with far more right came there by chance
+    found = np.where((value > floor) & (value >= RIVAL * best[place]), place, -1)
     if not (found >= 0).any():
         return None
     return float(np.where(found >= 0, value, 0).mean()), provenance(name, view, rows, found)

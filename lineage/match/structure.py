@@ -173,7 +173,7 @@ class Structure:
         x, y = a.sample(name_a), b.sample(name_b)
         flat_x, flat_y = bool(np.ptp(x) == 0), bool(np.ptp(y) == 0)
         if flat_x and flat_y:
-            return (score + EQUAL, how) if x[0] == y[0] else (-math.inf, "structure")
+            return (score + (SAME if _odd(x[0]) else EQUAL), how) if x[0] == y[0] else (-math.inf, "structure")
         if flat_x != flat_y:
             return score - EQUAL, how
         told, r = agreement(x, y, self.expected)
@@ -186,6 +186,18 @@ class Structure:
         if self.expected or told == "values":
             score += VALUE * max(r, 0.0)
         return score, how
+
+
+def _odd(value: np.float32) -> bool:
+    """Whether a number is too odd to stand in two places by chance: more than a few bits of mantissa.
+
+    Examples
+    --------
+    >>> _odd(np.float32(1.0)), _odd(np.float32(-10000.0)), _odd(np.float32(4.605))
+    (False, False, True)
+    """
+    mantissa = math.frexp(float(value))[0] * 1024
+    return math.isfinite(mantissa) and mantissa != round(mantissa)
 
 
 def _grouped(names: Sequence[str]) -> list[list[str]]:

@@ -18,7 +18,7 @@ from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.dtypes import FLOATS, decode
 from lineage.layout.mapping import How
 
-__all__ = ["PLACES", "Values", "agreement", "coarsest", "lattice"]
+__all__ = ["MANTISSA", "PLACES", "Values", "agreement", "coarsest", "lattice"]
 
 #: tensors up to this many elements are read whole
 SMALL = 1 << 16
@@ -37,13 +37,13 @@ ENOUGH = 24
 TELLING = 4.0
 
 #: bits of the mantissa, by coarseness
-_MANTISSA = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
+MANTISSA = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
 
 
 def coarsest(*checkpoints: Checkpoint) -> str:
     """The float format with the fewest mantissa bits that any of the checkpoints stores plainly."""
     words = {spec.dtype for ck in checkpoints for spec in ck if spec.dtype in FLOATS}
-    return min(words, key=lambda w: _MANTISSA[w], default="F32")
+    return min(words, key=lambda w: MANTISSA[w], default="F32")
 
 
 class Values:
@@ -141,19 +141,40 @@ def lattice(shape: Sequence[int], count: int, seed: int) -> NDArray[np.int64]:
     if size <= count:
         return np.arange(size, dtype=np.int64)
     rng = np.random.default_rng([seed, *shape])
-    share = count ** (1 / max(1, sum(n > 1 for n in shape)))
     flat = np.zeros(1, np.int64)
-    for axis, n in enumerate(shape):
-        take = min(n, max(2, round(share)))
+    for axis, (n, take) in enumerate(zip(shape, grid(shape, count), strict=True)):
         if take == n:
             chosen = np.arange(n)
         else:
-            runs = max(1, take // 8 if axis + 1 < len(shape) else min(2, take // 8))
+            runs = _runs(shape, axis, take)
             length = take // runs
             starts = np.sort(rng.choice(max(1, n // length), runs, replace=False)) * length
             chosen = (starts[:, None] + np.arange(length)).ravel()
         flat = (flat[:, None] * n + chosen).ravel()
     return flat.astype(np.int64)
+
+
+def grid(shape: Sequence[int], count: int) -> tuple[int, ...]:
+    """How many places of each axis `lattice` takes.
+
+    Examples
+    --------
+    >>> grid((100, 30), 400), grid((10, 4), 400)
+    ((20, 20), (10, 4))
+    """
+    if math.prod(shape) <= count:
+        return tuple(shape)
+    share = count ** (1 / max(1, sum(n > 1 for n in shape)))
+    takes = [min(n, max(2, round(share))) for n in shape]
+    return tuple(
+        t if t == n else t // _runs(shape, k, t) * _runs(shape, k, t)
+        for k, (n, t) in enumerate(zip(shape, takes, strict=True))
+    )
+
+
+def _runs(shape: Sequence[int], axis: int, take: int) -> int:
+    """Unbroken runs that so many places of an axis are taken in."""
+    return max(1, take // 8 if axis + 1 < len(shape) else min(2, take // 8))
 
 
 def agreement(x: NDArray[np.float32], y: NDArray[np.float32], expected: float = 0.0) -> tuple[How | None, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import decode, encode
-from lineage.match.values import Values, lattice
+from lineage.match.values import Values, grid, lattice
 from lineage.match.words import families
 
 __all__ = ["Whole", "exact", "near"]
@@ -33,6 +33,11 @@ LEAST_COSINE = 0.3
 LEAST_Z = 8.0
 #: distance to the runner-up, as a share of the best
 LEAST_MARGIN = 0.25
+#: a cosine above this leaves no room for rows that moved
+SURELY_EVEN = 0.97
+#: rows (or columns) that must be there, and values that each must have, for them to be told apart; the correlation
+#: of the good ones; the share of those that do not correlate from which on they are no coincidence
+FEWEST_LINES, FEWEST_IN_LINE, GOOD_LINE, STRAY_LINES = 8, 16, 0.6, 0.1
 #: pairs of one size from which on families are sampled first
 MANY_PAIRS = 10_000_000
 
@@ -42,16 +47,25 @@ Order = tuple[int, ...]
 class Whole:
     """One correspondence: B's tensor is A's with its axes in `order`, reshaped.
 
-    `ties` names the other tensors of A that would do as well because they hold equal values.
+    `ties` names the other tensors of A that would do as well because they hold equal values; `even` says that all
+    rows and columns agree about as well (where some agree and others not at all, they may have moved).
     """
 
-    __slots__ = ("a", "b", "cosine", "margin", "order", "ties")
+    __slots__ = ("a", "b", "cosine", "even", "margin", "order", "ties")
 
     def __init__(
-        self, a: str, b: str, order: Order, *, cosine: float, margin: float, ties: tuple[str, ...] = ()
+        self,
+        a: str,
+        b: str,
+        order: Order,
+        *,
+        cosine: float,
+        margin: float,
+        ties: tuple[str, ...] = (),
+        even: bool = True,
     ) -> None:
         self.a, self.b, self.order = a, b, order
-        self.cosine, self.margin, self.ties = cosine, margin, ties
+        self.cosine, self.margin, self.ties, self.even = cosine, margin, ties, even
 
 
 @lru_cache(1 << 14)
@@ -185,10 +199,10 @@ def near(
             if len(trials) * len(members) > MANY_PAIRS:
                 # a family of which no representative is found is not looked at: experts of a stranger are many
                 first, family = families(members)
-                hits = [w.b for w in _best(a, b, first, trials, sampled)]
+                hits = [w.b for w in _best(a, b, first, trials, sampled, grid(shape, places))]
                 members = list(dict.fromkeys(n for name in hits for n in family[name]))
             if trials and members:
-                found += _best(a, b, members, trials, sampled)
+                found += _best(a, b, members, trials, sampled, grid(shape, places))
     return found
 
 
@@ -198,8 +212,12 @@ def _best(
     members: list[str],
     trials: list[tuple[str, Order]],
     places: NDArray[np.int64],
+    lengths: Sequence[int],
 ) -> list[Whole]:
-    """For each of B's tensors the trial with the highest correlation, where it is beyond doubt."""
+    """For each of B's tensors the trial with the highest correlation, where it is beyond doubt.
+
+    `places` are a grid of these `lengths`.
+    """
     mine = _standard(np.stack([b.at(n, places) for n in members]))
     trials, ties = _distinct(a, trials, places)
     best = np.full(len(members), -1.0)
@@ -230,8 +248,28 @@ def _best(
     for i in np.flatnonzero(sure):
         name, order = trials[who[i]]
         margin = float(best[i] - max(second[i], 0.0))
-        found.append(Whole(name, members[i], order, cosine=float(best[i]), margin=margin, ties=ties[name, order]))
+        even = bool(best[i] > SURELY_EVEN) or _even(
+            mine[i], _standard(a.at(name, moved(places, a.shape(name), order))[None])[0], lengths
+        )
+        found.append(
+            Whole(name, members[i], order, cosine=float(best[i]), margin=margin, ties=ties[name, order], even=even)
+        )
     return found
+
+
+def _even(x: NDArray[np.float32], y: NDArray[np.float32], lengths: Sequence[int]) -> bool:
+    """Whether two samples on a grid agree everywhere, not in some rows well and in others not at all."""
+    x, y = x.reshape(lengths), y.reshape(lengths)
+    for axis, length in enumerate(lengths):
+        if length < FEWEST_LINES or x.size // length < FEWEST_IN_LINE:
+            continue
+        others = tuple(k for k in range(x.ndim) if k != axis)
+        size = np.sqrt((x * x).sum(axis=others) * (y * y).sum(axis=others))
+        lines = (x * y).sum(axis=others) / np.where(size > 0, size, np.inf)
+        good = float(np.quantile(lines, 0.9))
+        if good > GOOD_LINE and (lines < good / 3).mean() > STRAY_LINES:
+            return False
+    return True
 
 
 def _distinct(

@@ -275,11 +275,13 @@ def build(
         told = tuple(f"This is the verdict on {main.name}; {p.name} is {p.verdict.class_}." for p in others)
         verdict = msgspec.structs.replace(verdict, reasons=(*verdict.reasons, *told))
     if read is not None:
-        told = (
+        seen: tuple[str, ...] = (
             f"Only {read.share:.2%} of the bytes were read: equality and the mapping hold for the places looked at, "
             "nothing is certified, and no figures were taken.",
         )
-        verdict = msgspec.structs.replace(verdict, reasons=(*verdict.reasons, *told))
+        if verdict.related is False:
+            seen += ("Undoing disguises (permuted, rotated, rescaled weights) takes a run without a budget.",)
+        verdict = msgspec.structs.replace(verdict, reasons=(*verdict.reasons, *seen))
     comparison = _joined(parts)
     warnings = dict.fromkeys((*a.notes, *b.notes, *notes, *comparison.warnings))
     document = Document(

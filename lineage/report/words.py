@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import PurePath
 
 from lineage.checkpoint.files import size_words
 from lineage.errors import printable
 from lineage.measure.diff import Described
-from lineage.report.document import Report, VerdictSummary
+from lineage.report.document import ClaimSummary, Report, VerdictSummary
 from lineage.report.tables import Cell, Table, count, size
 
 __all__ = ["HEADLINES", "certainty", "component_table", "facts", "group_table", "next_steps", "percent", "side"]
@@ -153,6 +154,17 @@ def _related_steps(report: Report, out: str | None) -> list[str]:
             "Carry a LoRA made for A over to B: "
             f"lineage lora convert LORA --map {mapping} --base {a} --to peft -o lora-for-b"
         )
+    if all(part.merge is None for part in document.components) and _several(document.claims):
+        steps.append(
+            "B's files speak of several origins. If it was merged, name them to weigh each: "
+            f"lineage investigate {a} {b} --parent C --parent D"
+        )
     if verdict.direction is None:
         steps.append("To learn who came first, compare publication dates, or investigate both against older models.")
     return steps
+
+
+def _several(claims: Sequence[ClaimSummary]) -> bool:
+    """True where the files call B a merge, or name more than one base."""
+    bases = {claim.says for claim in claims if claim.source.endswith(("base_model", "base_models"))}
+    return len(bases) > 1 or any(claim.says == "merge" or "merge" in claim.source for claim in claims)

@@ -182,3 +182,18 @@ def test_commands_that_are_offered_quote_odd_paths(tmp_path: Path) -> None:
 def test_every_relation_has_a_place_in_the_summary(pair: tuple[str, str]) -> None:
     told = text(report(*pair, verdict(relations=RELATIONS)), width=4000)
     assert ", ".join(RELATIONS) in told
+
+
+@pytest.mark.parametrize(
+    ("claims", "hinted"),
+    [
+        ([("README.md base_model", "org/a"), ("README.md base_model", "org/c")], True),
+        ([("README.md base_model_relation", "merge")], True),
+        ([("README.md base_model", "org/a"), ("config.json _name_or_path", "org/c")], False),
+    ],
+)
+def test_who_calls_himself_a_merge_is_asked_for_parents(
+    claims: list[tuple[str, str]], hinted: bool, pair: tuple[str, str]
+) -> None:
+    found = report(*pair, verdict(), claims=[Claim(*words) for words in claims])
+    assert any("--parent" in step for step in next_steps(found)) is hinted

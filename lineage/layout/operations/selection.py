@@ -37,6 +37,7 @@ class Slice(Single):
     start : first place, 0 or more
     stop : place after the last, negative from the end, None for the end
     of : the whole length, where it is known; the inverse needs it if `stop` is positive
+    value : what the places cut off hold (0: padding that goes), None where nobody knows
     """
 
     word: ClassVar[str] = "slice"
@@ -44,6 +45,7 @@ class Slice(Single):
     start: int = 0
     stop: int | None = None
     of: int | None = None
+    value: float | None = None
 
     def __post_init__(self) -> None:
         if self.start < 0 or (self.of is not None and self.of < 0):
@@ -80,14 +82,14 @@ class Slice(Single):
             after = self.of - self.stop
         else:
             after = -(self.stop or 0)
-        return (Pad(self.axis, self.start, after, None),) if self.start or after else ()
+        return (Pad(self.axis, self.start, after, self.value),) if self.start or after else ()
 
     def inside(self, dimensions: int) -> Slice | None:
         axis = axis_of(self.axis, dimensions, self.word)
         return replace(self, axis=axis - 1) if axis else None
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
-        given = {"axis": self.axis, "start": self.start, "stop": self.stop, "of": self.of}
+        given = {"axis": self.axis, "start": self.start, "stop": self.stop, "of": self.of, "value": self.value}
         return {self.word: {k: v for k, v in given.items() if v is not None}}
 
 
@@ -246,7 +248,7 @@ class Pad(Single):
         return [f for f in found if f[2] > f[1]]
 
     def inverse(self, count: int | None, lengths: Mapping[str, int]) -> tuple[Operation, ...]:
-        return (Slice(self.axis, self.before, -self.after or None),)
+        return (Slice(self.axis, self.before, -self.after or None, value=self.value),)
 
     def inside(self, dimensions: int) -> Pad | None:
         axis = axis_of(self.axis, dimensions, self.word)
