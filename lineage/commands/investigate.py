@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import shutil
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from lineage.commands import Settings, budget_option, common_options, open_progress, parents_option, say, write_json
+
+if TYPE_CHECKING:
+    from lineage.checkpoint import Checkpoint
+    from lineage.report.document import Report
 
 #: columns of text that goes to a file or a pipe
 _WIDE = 100
@@ -16,7 +21,12 @@ _WIDE = 100
 @click.command("investigate")
 @click.argument("a")
 @click.argument("b")
-@click.option("-o", "--out", metavar="DIR", help="Write report.json, .md, .html, tensors.csv and mapping.yaml to DIR.")
+@click.option(
+    "-o",
+    "--out",
+    metavar="DIR",
+    help="Write report.json .md .html, tensors.csv, mapping.yaml, lora_keys.yaml to DIR.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print report.json.")
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="Elements behind ranks and quantiles.  [4194304]")
 @budget_option
@@ -38,7 +48,8 @@ def investigate_command(
     """
     from lineage import api
     from lineage.measure.compare import SAMPLE
-    from lineage.report.folder import check_folder, write_folder
+    from lineage.report.document import with_keys
+    from lineage.report.folder import KEYS, check_folder, write_folder
 
     if out is not None:
         check_folder(out, inputs=(a, b, *parents))
@@ -47,8 +58,11 @@ def investigate_command(
             one, two, seed=settings.seed, threads=settings.threads, sample=samples or SAMPLE, device=settings.device,
             budget=budget, parents=parents, progress=progress,
         )  # fmt: skip
+        if out is not None:
+            keys = _keys(report, one, two)
+            report = report if keys is None else with_keys(report, KEYS)
+            write_folder(report, out, keys=keys, inputs=(a, b, *parents))
     if out is not None:
-        write_folder(report, out, inputs=(a, b, *parents))
         say(settings, f"wrote {out}")
     if as_json:
         write_json(report.document)
@@ -59,3 +73,12 @@ def investigate_command(
     width = shutil.get_terminal_size((_WIDE, 24)).columns if terminal else _WIDE
     click.echo(text(report, width=width, quiet=settings.quiet, verbose=settings.verbose > 0, color=terminal, out=out))
     return 0
+
+
+def _keys(report: Report, a: Checkpoint, b: Checkpoint) -> str | None:
+    """The key map for adapters, where a mapping was found."""
+    from lineage.lora.keymap import key_map
+
+    if not report.mapping.rules:
+        return None
+    return key_map(report.mapping, a, b, related=report.document.verdict.related).to_yaml()

@@ -20,10 +20,7 @@ from lineage.lora.network import Term
 from lineage.lora.source import Base
 from lineage.lora.transport import transported
 
-__all__ = ["Carried", "carried"]
-
-#: a converted difference may be this far from the carried one, relative to it: float32 factors, multiplied
-TOLERANCE = 1e-5
+__all__ = ["Carried", "carried", "known", "paired"]
 
 
 class Carried(msgspec.Struct, kw_only=True):
@@ -70,7 +67,7 @@ def carried(deltas: Mapping[str, Delta], mapping: LayoutMapping, base: Base) -> 
                 result.reasons.update(dict.fromkeys(touched, str(exc)))
                 continue
             reached.update(touched)
-            mask = _known(instance, shapes)
+            mask = known(instance, shapes)
             for place, (name, delta) in enumerate(found):
                 _keep(result, partial, name, delta, mask[place] if mask else None, instance, place)
     except LayoutError as exc:
@@ -99,13 +96,13 @@ def _one(
         return Delta(shape=shape)
 
     entries = [mapped(entry, delta) for entry in instance.sources]
-    return list(_paired(instance.targets, transported(instance.rule.ops, entries)))
+    return list(paired(instance.targets, transported(instance.rule.ops, entries)))
 
 
-def _paired(targets: Iterable[Entry], results: Iterable[Entry]) -> Iterable[tuple[str, Any]]:
+def paired(targets: Iterable[Entry], results: Iterable[Entry]) -> Iterable[tuple[str, Any]]:
     for target, result in zip(targets, results, strict=True):
         if isinstance(target, Level):
-            yield from _paired(target.items, result.items)
+            yield from paired(target.items, result.items)
         else:
             yield target, result
 
@@ -116,12 +113,12 @@ def _leaves_gaps(ops: Iterable[Operation]) -> bool:
     )
 
 
-def _known(instance: Instance, shapes: Mapping[str, Any]) -> list[NDArray[np.bool_]] | None:
+def known(instance: Instance, shapes: Mapping[str, Any]) -> list[NDArray[np.bool_]] | None:
     """Which elements of the targets the instance knows; None where it knows all."""
     if not _leaves_gaps(instance.rule.ops):
         return None
     ones = [mapped(entry, lambda n: np.ones(shapes[n], np.bool_)) for entry in instance.sources]
-    return [mask for _, mask in _paired(instance.targets, apply_chain(instance.rule.ops, ones))]
+    return [mask for _, mask in paired(instance.targets, apply_chain(instance.rule.ops, ones))]
 
 
 def _keep(
@@ -158,28 +155,3 @@ def _only(delta: Delta, mask: NDArray[np.bool_]) -> Delta:
     return msgspec.structs.replace(
         delta, terms=(Term.of([(np.where(mask, delta.dense(), 0), letters)], list(letters)),)
     )
-
-
-def expected(carry: Carried, name: str, values: Mapping[str, NDArray[Any]], base: Mapping[str, Any]) -> NDArray[Any]:
-    """What a target's difference must be: the rule applied to the dense differences of its sources."""
-    result: NDArray[Any] | None = None
-    filled: NDArray[np.bool_] | None = None
-    for instance, place in carry.instances[name]:
-        entries = [
-            mapped(entry, lambda n: values[n] if n in values else np.zeros(base[n])) for entry in instance.sources
-        ]
-        # constants that an operation adds belong to the weights, not to their difference
-        zeros = [mapped(entry, lambda n: np.zeros(base[n])) for entry in instance.sources]
-        pairs = list(_paired(instance.targets, apply_chain(instance.rule.ops, entries)))
-        none = list(_paired(instance.targets, apply_chain(instance.rule.ops, zeros)))
-        found = pairs[place][1] - none[place][1]
-        mask = _known(instance, base)
-        if result is None or filled is None:
-            result = np.array(found)
-            filled = np.ones(found.shape, np.bool_) if mask is None else mask[place]
-        else:
-            new = ~filled if mask is None else mask[place] & ~filled
-            result[new] = found[new]
-            filled = filled | new
-    assert result is not None
-    return result

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from numpy.typing import NDArray
 
 from lineage.checkpoint.base import Checkpoint
 from lineage.errors import InputError
 from lineage.filling import Filled
 from lineage.layout.mapping import Mapping as LayoutMapping
-from lineage.lora.carry import Carried, carried, expected
+from lineage.lora.carry import Carried, carried
 from lineage.lora.delta import Delta
 from lineage.lora.grammar import Grammar, grammar
 from lineage.lora.held import Target
@@ -25,6 +24,7 @@ from lineage.lora.source import Base, Source, open_adapter
 from lineage.lora.split_qkv import row_blocks, split_parts, strengthened
 from lineage.lora.storing import store
 from lineage.lora.verify import verify
+from lineage.lora.wanted import Known, Ruled
 from lineage.lora.writing import Written, write_keys
 
 __all__ = ["Conversion", "KeyFate", "convert", "written_for"]
@@ -142,32 +142,14 @@ def convert(
         notes=(*adapter.notes, *written.notes),
     )
 
-    wanted = _Wanted(carry, adapter, own)
+    wanted = Ruled(carry, adapter.deltas, own) if rank is None else Known(deltas)
     again = Base.of(goal) if goal is not None else Base(place.shapes)
 
     def check(part: Path) -> None:
-        result.verified, result.largest_error = verify(
-            part, g, again, deltas, wanted if rank is None else lambda n: deltas[n].dense(), refused=written.refused
-        )
+        result.verified, result.largest_error = verify(part, g, again, deltas, wanted, refused=written.refused)
 
     store(written, out, check, inputs=[Path(path), *map(Path, inputs)])
     return result
-
-
-class _Wanted:
-    """What each target's difference must be: the mapping's rule, applied to whole arrays and not to factors."""
-
-    def __init__(self, carry: Carried, adapter: Adapter, base: Base) -> None:
-        self.carry, self.adapter = carry, adapter
-        known = {n: d.shape for n, d in adapter.deltas.items()}
-        self.shapes: dict[str, Any] = {n: s if s is not None else known.get(n) for n, s in base.shapes.items()}
-        self.dense: dict[str, NDArray[Any]] = {}
-
-    def __call__(self, name: str) -> NDArray[Any]:
-        sources = [s for s in self.carry.sources[name] if s in self.adapter.deltas]
-        kept = {s: self.dense[s] for s in sources if s in self.dense}
-        self.dense = kept | {s: self.adapter.deltas[s].dense() for s in sources if s not in kept}
-        return expected(self.carry, name, self.dense, self.shapes)
 
 
 def _strengthened(source: Source, adapter: Adapter, wanted: bool) -> Adapter:

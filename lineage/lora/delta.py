@@ -60,6 +60,13 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
             result += term.dense()
         return result
 
+    def at(self, places: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
+        """Single elements of the sum of the terms, one for each place, given axis by axis."""
+        result = np.zeros(len(places[0]))
+        for term in self.terms:
+            result += term.at(places)
+        return result
+
     def changed(self, change: Callable[[Term], Term], shape: Shape) -> Delta:
         """The delta with every term and magnitude changed the same way."""
         return msgspec.structs.replace(

@@ -19,11 +19,10 @@ from lineage.layout.mapping import Mapping as LayoutMapping
 from lineage.layout.operations.data import compressed
 from lineage.lora.carry import carried
 from lineage.lora.delta import Delta, Refused
-from lineage.lora.grammar import Grammar, grammar
-from lineage.lora.held import Held, Target
+from lineage.lora.grammar import grammar
+from lineage.lora.naming import Namer
 from lineage.lora.network import Term
 from lineage.lora.source import Base
-from lineage.lora.writing import Written, module_stem
 
 __all__ = ["FORMATS", "script"]
 
@@ -48,7 +47,7 @@ def script(
     for name in (source, to):
         if name not in FORMATS:
             raise InputError(name, "no format that a script can be written for", "choose from " + ", ".join(FORMATS))
-    ours, theirs = grammar(source), grammar(to)
+    ours, theirs = Namer(grammar(source), a), Namer(grammar(to), b)
     table: dict[str, list[Any]] = {}
     left_out: list[str] = []
     matrices = {n: s for n, s in a.items() if len(s) == 2 and n.endswith(".weight")}
@@ -64,17 +63,17 @@ def script(
             if moved is None or len(delta.shape) != 2:
                 left_out.append(target)
             else:
-                by_target.setdefault(target, []).append([_stem(name, ours, a), *moved])
+                by_target.setdefault(target, []).append([ours.stem(name.removesuffix(".weight"), name), *moved])
     for target, pieces in by_target.items():
         if target not in left_out and target in b:
-            table[_stem(target, theirs, b)] = [list(b[target]), pieces]
+            table[theirs.stem(target.removesuffix(".weight"), target)] = [list(b[target]), pieces]
     if not table:
         raise InputError("mapping", "no matrix of B is made of whole rows and columns of A")
     return _TEXT.format(
         source=source, to=to, left_out=json.dumps(sorted(set(left_out))), table=_listed(table),
-        down=json.dumps(ours.roles["down"]), up=json.dumps(ours.roles["up"]),
-        new=json.dumps([theirs.roles["down"][0], theirs.roles["up"][0]]),
-        alpha="alpha" in theirs.roles and theirs.scale == "alpha",
+        down=json.dumps(ours.g.roles["down"]), up=json.dumps(ours.g.roles["up"]),
+        new=json.dumps([theirs.g.roles["down"][0], theirs.g.roles["up"][0]]),
+        alpha="alpha" in theirs.g.roles and theirs.g.scale == "alpha",
     )  # fmt: skip
 
 
@@ -107,11 +106,6 @@ def _runs(numbers: NDArray[Any]) -> list[Any]:
     return [
         list(run) if isinstance(run, tuple) else run for run in compressed(numbers.reshape(-1).astype(np.int64) - 1)
     ]
-
-
-def _stem(name: str, g: Grammar, shapes: Mapping[str, Shape]) -> str:
-    held = Held(path=name.removesuffix(".weight"), tensor=name, shape=shapes[name])
-    return module_stem(g, held, Target(shapes), Written(format=g.format))
 
 
 def _listed(table: Mapping[str, list[Any]]) -> str:

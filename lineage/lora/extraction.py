@@ -26,6 +26,7 @@ from lineage.lora.source import Base
 from lineage.lora.storing import store
 from lineage.lora.sums import Change
 from lineage.lora.verify import verify
+from lineage.lora.wanted import Known
 
 __all__ = ["Extracted", "extract"]
 
@@ -118,7 +119,7 @@ def extract(
         written.header = {**carried_over({}, written), **written.header}
 
     def check(part: Path) -> None:
-        verify(part, g, Base.of(base), deltas, lambda name: deltas[name].dense(), refused=written.refused)
+        verify(part, g, Base.of(base), deltas, Known(deltas), refused=written.refused)
 
     store(written, out, check, inputs=[base.path, tuned.path, *inputs])
     return Extracted(

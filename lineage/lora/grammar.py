@@ -70,6 +70,7 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     pad_ranks : all modules of a file have one rank
     inner_first : stacked parameters of one module, the innermost wrapper first
     named_tensors : keys name tensors, not modules
+    full_names : names stand in keys whole, with whatever root they have
     stacks : words in names of weights that are stacks of matrices
     """
 
@@ -92,6 +93,7 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     pad_ranks: bool = False
     inner_first: tuple[str, ...] = ()
     named_tensors: bool = False
+    full_names: bool = False
     stacks: tuple[str, ...] = ()
 
     @property
@@ -100,15 +102,15 @@ class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         found = [(end, role) for role, ends in self.roles.items() for end in ends]
         return sorted(found, key=lambda e: -len(e[0]))
 
-    def key(self, path: str, role: str, component: str = "") -> str:
-        """The key of a module's array; `path` is without its root.
+    def key(self, path: str, role: str, component: str = "", *, joiner: str | None = None) -> str:
+        """The key of a module's array; `path` is as the format's keys have it.
 
         Raises
         ------
         KeyError : the format has no such role
         """
         prefix = self.prefixes.get(component, self.prefixes["default"])
-        return prefix + self.spelt(path) + self.joiners[0] + self.roles[role][0]
+        return prefix + self.spelt(path) + (joiner or self.joiners[0]) + self.roles[role][0]
 
     def spelt(self, path: str) -> str:
         """A module's path as this format writes it; aliases are written where there are no other names."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
 import yaml
 
 from lineage.checkpoint.base import TensorSpec
-from lineage.layout.axes import Shape
 from lineage.layout.chain import leaves
 from lineage.layout.mapping import Instance, Rule
 from lineage.layout.mapping import Mapping as LayoutMapping
@@ -27,8 +26,9 @@ from lineage.layout.operations import (
     Take,
     Unstack,
 )
-from lineage.lora.grammar import Grammar, grammar
+from lineage.lora.grammar import grammar
 from lineage.lora.modules import components, split_name
+from lineage.lora.naming import Namer
 
 __all__ = ["Grade", "KeyMap", "Line", "grade_of", "key_map"]
 
@@ -134,14 +134,14 @@ def key_map(
     related : the verdict on the pair, None where nobody judged
     each : one line for every module, instead of one for each rule
     """
-    ours, theirs = grammar(source_format), grammar(target_format or source_format)
     a_shapes = {s.name: s.shape for s in a_specs}
-    b_shapes = {s.name: s.shape for s in b_specs}
+    ours = Namer(grammar(source_format), a_shapes)
+    theirs = Namer(grammar(target_format or source_format), (s.name for s in b_specs))
     lines: list[Line] = []
     if each:
         for instance in mapping.instances(a_shapes):
             if any(len(a_shapes[n]) > 1 for n in instance.source_names):
-                lines.append(_line(instance, ours, theirs, a_shapes, b_shapes))
+                lines.append(_line(instance, ours, theirs))
     else:
         shown: dict[int, Instance] = {}
         for instance in mapping.instances(a_shapes):
@@ -151,37 +151,35 @@ def key_map(
             rule = mapping.rules[number]
             lines.append(
                 Line(
-                    source=tuple(_key(t, ours, a_shapes) for t in rule.source),
-                    to=tuple(_key(t, theirs, b_shapes) for t in rule.to),
+                    source=tuple(_key(t, ours) for t in rule.source),
+                    to=tuple(_key(t, theirs) for t in rule.to),
                     how=said(rule.ops),
                     ops=_written(rule.ops),
                 )
             )
     return KeyMap(
         grade=grade_of(mapping, related=related),
-        source_format=ours.format,
-        target_format=theirs.format,
+        source_format=ours.g.format,
+        target_format=theirs.g.format,
         keys=tuple(lines),
     )
 
 
-def _line(instance: Instance, ours: Grammar, theirs: Grammar, a: Mapping[str, Shape], b: Mapping[str, Shape]) -> Line:
+def _line(instance: Instance, ours: Namer, theirs: Namer) -> Line:
     return Line(
-        source=tuple(_key(n, ours, a) for entry in instance.sources for n in leaves(entry)),
-        to=tuple(_key(n, theirs, b) for entry in instance.targets for n in leaves(entry)),
+        source=tuple(_key(n, ours) for entry in instance.sources for n in leaves(entry)),
+        to=tuple(_key(n, theirs) for entry in instance.targets for n in leaves(entry)),
         how=said(instance.rule.ops),
         ops=_written(instance.rule.ops),
     )
 
 
-def _key(name: str, g: Grammar, names: Iterable[str]) -> str:
-    """The key of a module's down factor, without its ending: what stands before it."""
-    table = components()
+def _key(name: str, namer: Namer) -> str:
+    """What the keys of a module have in common, or its tensor's name where the format has no key for it."""
+    g, table = namer.g, components()
     path = name if g.named_tensors else split_name(name)[0]
-    component = table.of(path) or table.usual(split_name(n)[0] for n in names)
-    short = path if g.format in ("peft", "mlx", "gguf", "openpi", "longcat") else table.stripped(path)
-    prefix = g.prefixes.get(component, g.prefixes["default"])
-    return prefix + g.spelt(short)
+    prefix = g.prefixes.get(namer.component(path), g.prefixes["default"])
+    return prefix + g.spelt(path if g.full_names else table.stripped(path))
 
 
 def said(ops: Sequence[Operation]) -> str:

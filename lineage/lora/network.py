@@ -310,6 +310,21 @@ class Term:
         flat = contract(self.parts, self.open, self.sizes)
         return flat.reshape(self.shape) * self.scale
 
+    def at(self, places: Sequence[NDArray[np.int64]]) -> NDArray[Any]:
+        """Single elements of the tensor in float64, scale included: one for each place, given axis by axis."""
+        spots: dict[Label, NDArray[np.int64]] = {}
+        for group, column in zip(self.layout, places, strict=True):
+            if group:
+                spots.update(zip(group, np.unravel_index(column, [self.sizes[n] for n in group]), strict=True))
+        count, point = len(places[0]) if places else 1, fresh()
+        parts = [Part(np.ones(count), (point,))]
+        for p in self.parts:
+            opened = [n for n in p.labels if n in spots]
+            inner = tuple(n for n in p.labels if n not in spots)
+            array = np.transpose(p.array, [p.labels.index(n) for n in (*opened, *inner)])
+            parts.append(Part(array[tuple(spots[n] for n in opened)], (point, *inner)) if opened else p)
+        return contract(parts, [point], {**self.sizes, point: count}) * self.scale
+
 
 def contract(parts: Sequence[Part], labels: Sequence[Label], sizes: Mapping[Label, int]) -> NDArray[Any]:
     """The network's product over all labels but `labels`, which order the result's axes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from lineage.lora.shrink import shrunk_all
 from lineage.lora.source import Base, open_adapter
 from lineage.lora.storing import store
 from lineage.lora.verify import verify
+from lineage.lora.wanted import Known
 
 __all__ = ["Change", "Made", "add", "resize"]
 
@@ -157,11 +158,10 @@ def _write(
         written.header = {**carried_over(adapters[0].metadata, written), **written.header}
     elif architecture := adapters[0].metadata.get("general.architecture"):
         written.header["general.architecture"] = architecture
-    dense: Callable[[str], object] = lambda name: deltas[name].dense()  # noqa: E731
     again = known if known is not None else Base(dict.fromkeys(target.shapes))
 
     def check(part: Path) -> None:
-        verify(part, g, again, deltas, dense, refused=written.refused)  # type: ignore[arg-type]
+        verify(part, g, again, deltas, Known(deltas), refused=written.refused)
 
     store(written, out, check, inputs=[Path(p) for p in paths])
     left = {f.key: f.reason for a in adapters for f in a.left} | written.refused

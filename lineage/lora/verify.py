@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ from numpy.typing import NDArray
 
 from lineage.errors import LineageError
 from lineage.lora.delta import Delta
+from lineage.lora.forms import low_rank
 from lineage.lora.grammar import Grammar
 from lineage.lora.reading import read_with
 from lineage.lora.source import Base, open_adapter
+from lineage.lora.wanted import Wanted
 
 __all__ = ["TOLERANCE", "VerificationError", "verify"]
 
 #: how far a stored difference may be from what it should be, relative to it: float32 factors, multiplied
 TOLERANCE = 1e-5
+#: elements up to which a tensor is compared whole; places at which a larger one is compared with the mapping's rule
+WHOLE, SAMPLED = 1 << 20, 1 << 14
 
 
 class VerificationError(LineageError):
@@ -30,7 +35,7 @@ def verify(
     g: Grammar,
     base: Base,
     deltas: Mapping[str, Delta],
-    wanted: Callable[[str], NDArray[Any]],
+    wanted: Wanted,
     *,
     refused: Collection[str] = (),
 ) -> tuple[int, float]:
@@ -41,7 +46,7 @@ def verify(
     g : grammar that it was written in
     base : the model that it was written for
     deltas : what was written, by tensor
-    wanted : the dense difference that a tensor should have
+    wanted : the difference that a tensor should have
     refused : tensors of `deltas` that the format could not hold
 
     Returns
@@ -58,9 +63,11 @@ def verify(
     worst = 0.0
     names = [name for name in deltas if name not in refused]
     for name in names:
-        want = wanted(name)
-        got = again.deltas[name].dense() if name in again.deltas else np.zeros(want.shape)
-        worst = max(worst, _distance(name, got, want))
+        got = again.deltas.get(name, Delta(shape=deltas[name].shape))
+        if got.shape != deltas[name].shape:
+            cause = f"written with the shape {list(got.shape)}, not {list(deltas[name].shape)}"
+            raise VerificationError(f"{name}: {cause}")
+        worst = max(worst, _checked(name, _distance(got, deltas[name], wanted, name)))
         _compare_magnitudes(name, again.deltas.get(name), deltas[name])
     extra = [n for n, d in again.deltas.items() if n not in deltas and d.dense().any()]
     if extra:
@@ -68,13 +75,40 @@ def verify(
     return len(names), worst
 
 
-def _distance(name: str, got: NDArray[Any], want: NDArray[Any]) -> float:
-    """Distance of two differences relative to the wanted one."""
-    if got.shape != want.shape:
-        raise VerificationError(f"{name}: written with the shape {list(got.shape)}, not {list(want.shape)}")
-    size = float(np.linalg.norm(want))
-    distance = float(np.linalg.norm(got - want))
-    relative = distance / size if size else distance
+def _distance(got: Delta, carried: Delta, wanted: Wanted, name: str) -> float:
+    """Distance of a difference that was read from the one that is wanted, relative to that.
+
+    A large tensor is held against what the factors say it should be by the products of its factors, whole, and
+    against what the rule says at a sample of places.
+    """
+    size = math.prod(got.shape)
+    if size > WHOLE and len(got.shape) > 1:
+        generator = np.random.default_rng(size)
+        places = [generator.integers(0, n, SAMPLED) for n in got.shape]
+        if (want := wanted.at(name, places)) is not None:
+            return max(_relative(got.at(places) - want, want), _by_products(got, carried))
+    dense = wanted.dense(name)
+    return _relative(got.dense() - dense, dense)
+
+
+def _relative(distance: NDArray[Any], want: NDArray[Any]) -> float:
+    size, apart = float(np.linalg.norm(want)), float(np.linalg.norm(distance))
+    return apart / size if size else apart
+
+
+def _by_products(got: Delta, want: Delta) -> float:
+    """|G - W| / |W| of two pairs from inner products of their factors; exact to the square root of rounding."""
+    one, two = low_rank(got), low_rank(want)
+    up = np.concatenate([one.up * one.scale, two.up * -two.scale], axis=1, dtype=np.float64)
+    down = np.concatenate([one.down, two.down], axis=0, dtype=np.float64)
+    products = (up.T @ up) * (down @ down.T)
+    whole = float(products[one.rank :, one.rank :].sum())
+    apart = math.sqrt(max(float(products.sum()), 0.0))
+    # cancellation leaves the square root of float64's rounding: such a distance is none
+    return apart / math.sqrt(whole) if whole > 0 and apart > 1e-7 * math.sqrt(whole) else 0.0 if whole > 0 else apart
+
+
+def _checked(name: str, relative: float) -> float:
     if not relative <= TOLERANCE:
         raise VerificationError(f"{name}: the difference written is {relative:.1e} away from the one wanted")
     return relative

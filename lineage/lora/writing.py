@@ -21,10 +21,11 @@ from lineage.lora.delta import Delta, Refused
 from lineage.lora.forms import LoHa, LoKr, LowRank
 from lineage.lora.grammar import Grammar
 from lineage.lora.held import Full, Held, Stacked, Target, held
-from lineage.lora.modules import Modules, components, flattened, split_name
+from lineage.lora.modules import split_name
+from lineage.lora.naming import Namer
 from lineage.lora.source import HEADER
 
-__all__ = ["Entry", "Written", "factor_dtype", "module_held", "module_stem", "write_keys"]
+__all__ = ["Entry", "Written", "factor_dtype", "module_held", "write_keys"]
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -147,24 +148,15 @@ def write_keys(g: Grammar, deltas: Mapping[str, Delta], target: Target, dtypes: 
     return written
 
 
-def module_stem(g: Grammar, h: Held, target: Target, written: Written) -> str:
-    """What the keys of a module have in common."""
-    return _Writer(g, written, target).key(h, "down").removesuffix(g.joiners[0] + g.roles["down"][0])
-
-
 class _Writer:
     """One file being put together."""
 
     def __init__(self, g: Grammar, written: Written, target: Target) -> None:
         self.g, self.out, self.target = g, written, target
-        self.table = components()
-        self.modules = Modules(target.shapes)
-        self.usual = self.table.usual(split_name(n)[0] for n in target.shapes)
+        self.namer = Namer(g, target.shapes, verbatim=target.verbatim)
         self.rank = 0
         self.scale: float | None = None
         self.header_configs: dict[str, bool] = {}
-
-    # -- names
 
     def named(self, some: Sequence[Held]) -> list[Held]:
         """Modules that the format can name; others are refused."""
@@ -180,41 +172,7 @@ class _Writer:
 
     def key(self, h: Held, role: str) -> str:
         """The key of one array."""
-        g = self.g
-        if role not in g.roles:
-            raise Refused(f"this format has no place for {role}")
-        path = h.tensor if g.named_tensors and role in ("down", "up") else h.path
-        component = self.component(path)
-        if g.separator != ".":
-            path = self._word(path, component)
-        elif g.container != "gguf" and g.format not in ("mlx", "openpi") and not self.target.verbatim:
-            path = self.table.stripped(path)
-        if g.only_aliases and g.spelt(path) == path:
-            raise Refused("this format has no name for the module")
-        if g.format == "openpi":
-            whole = h.path == h.tensor
-            return path + g.joiners[whole] + g.roles[role][0]
-        return g.key(path, role, component)
-
-    def component(self, path: str) -> str:
-        """The part of a pipeline that a module belongs to."""
-        own = path.partition("/")[0]
-        if "/" in path and own in self.g.prefixes:
-            return own
-        return self.table.of(path) or self.usual
-
-    def _word(self, path: str, component: str) -> str:
-        """The path of a module whose word must name no other one."""
-        if self.g.separator != "_":
-            return path
-        short = path if self.target.verbatim else self.table.stripped(path)
-        for candidate in (short, path):
-            try:
-                if self.modules.find_word(flattened(candidate)) is not None:
-                    return candidate
-            except ValueError:
-                continue
-        raise Refused(f"{flattened(short)} would name two modules of the target")
+        return self.namer.key(h.path, h.tensor, role)
 
     # -- scales that belong to the file
 
@@ -316,7 +274,7 @@ class _Writer:
 
     def _window(self, h: Held, up: NDArray[Any]) -> NDArray[Any]:
         """The rows that the format's key means: all, or as many first ones as three times the columns."""
-        alias = self.g.alias_of(self.table.stripped(h.path))
+        alias = self.g.alias_of(self.namer.short(h.path))
         count = 3 * h.shape[1]
         if alias is None or alias.rows == "all" or len(up) <= count:
             return up

@@ -134,9 +134,10 @@ class Finder:
             self.keep(match)
         self.progress("structure")
         self.structure()
-        if not self._expected():
-            for match in joined(self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles):
-                self.keep(match)
+        rest = joined(self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles, expected=self._expected())
+        for match in rest:
+            self.keep(match)
+        if rest:
             for match in siblings(self.a, self.b, list(self.matches()), self.left_a(), self.left_b(), self.names):
                 self.keep(match)
         self.ties()

@@ -195,8 +195,11 @@ def _holds(a: Values, name: str, view: View, used: NDArray[np.int64]) -> bool:
     height = _height(a, name, view)
     rest = np.setdiff1d(np.arange(height), used)
     every = np.arange(a.size(name) // height)
-    return bool(len(rest)) and (bool(columns(a, name, view, every, rest[:PROBED]).any()) or len(rest) > PROBED
-        and bool(columns(a, name, view, every, rest).any()))
+    return bool(len(rest)) and (
+        bool(columns(a, name, view, every, rest[:PROBED]).any())
+        or len(rest) > PROBED
+        and bool(columns(a, name, view, every, rest).any())
+    )
 
 
 def _height(values: Values, name: str, view: View) -> int:

@@ -1,46 +1,69 @@
 """Fusions that only structure shows: the left-over tensors of one module, one after the other, fill another's.
 
 For weights that were trained anew no value tells in which order rows stand; the order that fused layouts share is
-data (`mappings/names/order.yaml`), and the match says `structure`.
+data (`mappings/names/order.yaml`), and the match says `structure`. Where values tell elsewhere they must tell here
+too, and say the order (rows too short to be found one by one).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from lineage.layout.induce import Match
+from lineage.layout.mapping import How
 from lineage.layout.operations import Concat, Split
 from lineage.match.structure import CLASH, LEAST_SCORE, NUMBERS, Links
-from lineage.match.values import Values
+from lineage.match.values import Values, agreement
 from lineage.match.words import Roles, ancestors, load_order, numbers
 
 __all__ = ["joined"]
 
 #: parts that one tensor may be made of
 MOST_PARTS = 4
+#: elements of a tensor up to which every order of its parts is compared
+MOST_ELEMENTS = 1 << 22
 
 
 def joined(
-    a: Values, b: Values, left_a: Sequence[str], left_b: Sequence[str], links: Links, roles: Roles
-) -> list[Match]:
-    """Matches of one left-over matrix with all left-over matrices of one module on the other side."""
+    a: Values, b: Values, left_a: Sequence[str], left_b: Sequence[str], links: Links, roles: Roles,
+    *,
+    expected: float = 0.0,
+) -> list[Match]:  # fmt: skip
+    """Matches of one left-over matrix with all left-over matrices of one module on the other side.
+
+    Parameters
+    ----------
+    expected : the correlation that values show elsewhere, 0 where the weights share none
+    """
     order = load_order()
+    how: How = "values" if expected else "structure"
     found = []
     for whole, parts, axis in _fillings(b, a, left_b, left_a, links, roles, order, turned=False):
+        if expected:
+            parts = _told(b, a, whole, parts, axis, expected)
+            if not parts:
+                continue
         sizes = tuple(a.checkpoint.specs[n].shape[axis] for n in parts)
         concat = Concat(axis, None if len(set(sizes)) == 1 else sizes)
-        found.append(Match(targets=(whole,), sources=parts, ops=(concat,), how="structure"))
+        found.append(Match(targets=(whole,), sources=parts, ops=(concat,), how=how))
     taken = {n for m in found for n in m.sources}
     rest = [n for n in left_a if n not in taken]
     made = {t for m in found for t in m.targets}
     for whole, parts, axis in _fillings(
         a, b, rest, [n for n in left_b if n not in made], links, roles, order, turned=True
     ):
+        if expected:
+            parts = _told(a, b, whole, parts, axis, expected)
+            if not parts:
+                continue
         sizes = tuple(b.checkpoint.specs[n].shape[axis] for n in parts)
         equal = len(set(sizes)) == 1
         split = Split(axis, len(sizes) if equal else None, None if equal else sizes)
-        found.append(Match(targets=parts, sources=(whole,), ops=(split,), how="structure"))
+        found.append(Match(targets=parts, sources=(whole,), ops=(split,), how=how))
     return found
 
 
@@ -79,6 +102,23 @@ def _fillings(
         if found >= LEAST_SCORE and not used & {whole, *chosen}:
             used |= {whole, *chosen}
             yield whole, tuple(sorted(chosen, key=lambda n: _place(n, roles, order))), axis
+
+
+def _told(
+    wholes: Values, others: Values, whole: str, parts: tuple[str, ...], axis: int, expected: float
+) -> tuple[str, ...]:
+    """The parts in the order in which, joined, they correlate with the whole as expected; none where they do not."""
+    if wholes.size(whole) > MOST_ELEMENTS:
+        return ()
+    mine = wholes.whole(whole).reshape(wholes.checkpoint.specs[whole].shape)
+    theirs = {n: others.whole(n).reshape(others.checkpoint.specs[n].shape) for n in parts}
+    for option in itertools.permutations(parts):
+        at = np.cumsum([theirs[n].shape[axis] for n in option])[:-1]
+        pieces = np.split(mine, at, axis=axis)
+        told = [agreement(theirs[n].ravel(), x.ravel(), expected) for n, x in zip(option, pieces, strict=True)]
+        if all(how == "values" for how, _ in told):
+            return option
+    return ()
 
 
 def _beside(shape: tuple[int, ...], whole: tuple[int, ...], axis: int) -> bool:

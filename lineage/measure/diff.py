@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -172,7 +173,7 @@ def diff(
     else:
         comparison = compare(a, b, **options)
     if spectra:
-        comparison = _with_spectra(comparison, mapping, a, b, seed=seed, progress=progress)
+        comparison = _with_spectra(comparison, mapping, a, b, threads=threads, seed=seed, progress=progress)
     return Diff(a=describe(a), b=describe(b), matched_by=word, comparison=comparison)
 
 
@@ -182,6 +183,7 @@ def _with_spectra(
     a: Checkpoint,
     b: Checkpoint,
     *,
+    threads: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> Comparison:
@@ -191,16 +193,24 @@ def _with_spectra(
         from lineage.filling import Filled
 
         one = Filled(mapping, a)
-    total, done, rows = sum(row.size for row in comparison.rows if row.metrics), 0, []
-    for row in comparison.rows:
-        found = None
-        if row.metrics is not None and row.b_name is not None:
-            if row.metrics.max_abs:
-                found = spectrum(one, b, row.name if one is a else row.b_name, row.b_name, seed=seed)
-            done += row.size
-            if progress is not None:
-                progress(done, total)
-        rows.append(msgspec.structs.replace(row, spectrum=found))
+    total, done = sum(row.size for row in comparison.rows if row.metrics is not None), 0
+
+    def found(row: TensorRow) -> Spectrum | None:
+        if row.b_name is None or row.metrics is None or not row.metrics.max_abs:
+            return None
+        return spectrum(one, b, row.name if one is a else row.b_name, row.b_name, seed=seed)
+
+    rows = []
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        try:
+            for row, values in zip(comparison.rows, pool.map(found, comparison.rows), strict=True):
+                rows.append(msgspec.structs.replace(row, spectrum=values))
+                done += row.size if row.metrics is not None else 0
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # who interrupts does not wait for the rest
+            raise
     return msgspec.structs.replace(comparison, rows=tuple(rows))
 
 

@@ -150,9 +150,13 @@ def rounding_variance(values: Floats, word: str) -> Floats | None:
     """
     if word not in MANTISSA:
         return None
-    _, exponent = np.frexp(values)
-    step = np.ldexp(1.0, exponent - 1 - MANTISSA[word])  # values are in [1/2, 1) · 2^exponent
-    return np.where(values == 0, 0.0, step * step / 12)
+    if values.dtype == np.float32:  # the exponent's bits alone are the power of two below
+        binade = (np.ascontiguousarray(values).view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
+    else:
+        binade = np.ldexp(np.sign(np.abs(values)) / 2, np.frexp(values)[1])
+    step = binade * binade.dtype.type(2.0 ** -MANTISSA[word] / 12**0.5)
+    squares: Floats = step * step
+    return squares
 
 
 # -- the difference
@@ -257,8 +261,8 @@ def _rounded(sums: list[Floats] | None, at: int, x: Floats, y: Floats, word_a: s
         variance = rounding_variance(np.where(np.isfinite(values), values, 0), word)
         if variance is None or sums is None:
             return None
-        sums[0][at : at + len(values)] += variance.sum(axis=1)
-        sums[1] += variance.sum(axis=0)
+        sums[0][at : at + len(values)] += variance.sum(axis=1, dtype=np.float64)
+        sums[1] += variance.sum(axis=0, dtype=np.float64)
     return sums
 
 

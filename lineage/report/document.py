@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RELATIONS", "ClaimSummary", "ComponentSummary", "Document", "LoraSummary", "MappingSummary",
            "MergeSummary", "MetricsSummary", "Part", "ReadSummary", "Report", "VerdictSummary", "build", "schema",
-           "summarise_mapping"]  # fmt: skip
+           "summarise_mapping", "with_keys"]  # fmt: skip
 
 #: version of the document
 SCHEMA = 1
@@ -380,3 +380,9 @@ def _grade(mapping: Mapping, verdict: VerdictSummary) -> Literal["remap", "resha
     if not verdict.related:
         return "retrain"
     return "reshape" if any(rule.ops for rule in mapping.rules) else "remap"
+
+
+def with_keys(report: Report, file: str) -> Report:
+    """The report that names the file of the key map."""
+    lora = msgspec.structs.replace(report.document.lora, keys=file)
+    return msgspec.structs.replace(report, document=msgspec.structs.replace(report.document, lora=lora))

@@ -1,4 +1,4 @@
-"""The folder of a report: `report.json report.md report.html tensors.csv mapping.yaml`, all of them or none."""
+"""The folder of a report: `report.json report.md report.html tensors.csv mapping.yaml lora_keys.yaml`, all or none."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from lineage.report.encode import as_json
 from lineage.report.html import page
 from lineage.report.markdown import markdown
 
-__all__ = ["FILES", "check_folder", "write_folder"]
+__all__ = ["FILES", "KEYS", "check_folder", "write_folder"]
 
 StrPath = str | os.PathLike[str]
+#: the key map for adapters
+KEYS = "lora_keys.yaml"
 #: what is written; `mapping.safetensors` holds arrays too long for the YAML, where there are any
-FILES = ("report.json", "report.md", "report.html", "tensors.csv", "mapping.yaml", "mapping.safetensors")
+FILES = (
+    "report.json", "report.md", "report.html", "tensors.csv", "mapping.yaml", "mapping.safetensors", KEYS,
+)  # fmt: skip
 
 
 def check_folder(folder: StrPath, *, inputs: Iterable[StrPath] = ()) -> None:
@@ -56,8 +60,12 @@ def _reported(path: Path) -> bool:
     return isinstance(document, dict) and "lineage" in document and "verdict" in document
 
 
-def write_folder(report: Report, folder: StrPath, *, inputs: Iterable[StrPath] = ()) -> None:
+def write_folder(report: Report, folder: StrPath, *, keys: str | None = None, inputs: Iterable[StrPath] = ()) -> None:
     """Writes the report's files to `folder`, which is made where it is missing.
+
+    Parameters
+    ----------
+    keys : text of `lora_keys.yaml`, None where there is no map
 
     Raises
     ------
@@ -72,13 +80,16 @@ def write_folder(report: Report, folder: StrPath, *, inputs: Iterable[StrPath] =
         part = Path(tempfile.mkdtemp(prefix=".report-", dir=out))
         write_mapping(report.mapping, part / "mapping.yaml")
         (part / "report.json").write_bytes(as_json(report.document))
+        if keys is not None:
+            (part / KEYS).write_text(keys, encoding="utf-8")
         for name, text in (
             ("report.md", markdown(report)),
             ("report.html", page(report)),
             ("tensors.csv", csv_text(report.diff)),
         ):
             (part / name).write_bytes(text.encode("utf-8", "backslashreplace"))
-        (out / "mapping.safetensors").unlink(missing_ok=True)
+        for name in ("mapping.safetensors", KEYS):
+            (out / name).unlink(missing_ok=True)
         for name in FILES:
             if (part / name).exists():
                 os.replace(part / name, out / name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from lineage.report.document import schema
@@ -170,3 +171,12 @@ def test_progress_is_shown_on_a_terminal_only(
         progress.step("measuring")
         progress.count(1, 2)
     assert "measuring" in capsys.readouterr().err
+
+
+def test_the_folder_holds_the_key_map_for_adapters(models: Path, lineage: Lineage, tmp_path: Path) -> None:
+    lineage("investigate", models / "base", models / "suspect", "-o", tmp_path / "r")
+    keys = yaml.safe_load((tmp_path / "r" / "lora_keys.yaml").read_text())
+    document = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert document["lora"] == {"grade": "reshape", "keys": "lora_keys.yaml"}
+    assert keys["grade"] == "reshape"
+    assert any(len(line["from"]) == 3 and len(line["to"]) == 1 for line in keys["keys"])

@@ -165,3 +165,10 @@ def test_spectra_are_those_of_the_layout_that_a_mapping_makes() -> None:
     row = diff(a, b, mapping=mapping, spectra=True).comparison.rows[0]
     assert isinstance(row.spectrum, Spectrum)
     assert row.spectrum.rank_above_rounding == 2
+
+
+def test_threads_change_no_figure() -> None:
+    a = Memory({f"w{k}": ("F32", numbers(k, 40, 30)) for k in range(6)})
+    b = Memory({f"w{k}": ("F32", numbers(k + 9, 40, 30)) for k in range(6)})
+    one, two = (diff(a, b, spectra=True, threads=n).to_dict()["tensors"] for n in (1, 3))
+    assert one == two

@@ -45,7 +45,10 @@ def align(a: Checkpoint, b: Checkpoint, mapping: Mapping, *, seed: int = 0, thre
     given, mapping = mapping, oriented(mapping, a)
     common = common_layout(a, b, mapping)
     stacks = anatomies(common.shapes)
-    if stacks and _narrower(stacks[0]):
+    narrower, wider = _compared(stacks)
+    if narrower and wider:
+        return None
+    if narrower:
         turned = align(b, a, mapping.inverse(), seed=seed, threads=threads)
         found = None if turned is None else _inverse(turned)
     elif stacks:
@@ -58,11 +61,13 @@ def align(a: Checkpoint, b: Checkpoint, mapping: Mapping, *, seed: int = 0, thre
     return msgspec.structs.replace(found, mapping=given)
 
 
-def _narrower(anatomy: Anatomy) -> bool:
-    """True where A has fewer channels or units than B somewhere."""
-    inner = [part.units for layer in anatomy.layers for mlp in layer.mlps for part in mlp.readers]
-    inner += [part.units for layer in anatomy.layers for x in layer.attentions for part in (x.query, x.key)]
-    return any(one < two for one, two in (anatomy.residual, *inner))
+def _compared(stacks: list[Anatomy]) -> tuple[bool, bool]:
+    """Whether A has fewer channels or units than B somewhere, and whether it has more somewhere."""
+    pairs = [anatomy.residual for anatomy in stacks]
+    for layer in (layer for anatomy in stacks for layer in anatomy.layers):
+        pairs += [part.units for mlp in layer.mlps for part in mlp.readers]
+        pairs += [part.units for block in layer.attentions for part in (block.query, block.key)]
+    return any(one < two for one, two in pairs), any(one > two for one, two in pairs)
 
 
 def _plain(common: Common, anatomy: Anatomy) -> bool:
@@ -77,7 +82,7 @@ def _plain(common: Common, anatomy: Anatomy) -> bool:
         for start in (0, (shared - ROWS) // 2, shared - ROWS):
             first = max(start, 0)
             one, two = (side.rows(name, first, min(shared, first + ROWS)) for side in (common.a, common.b))
-            if cosine(one, two) < PLAIN:
+            if (one.any() or two.any()) and not cosine(one, two) >= PLAIN:
                 return False
     return True
 
@@ -96,7 +101,7 @@ def _aligned(
     only: Chains = {}
     for fit in held:
         made |= chains(fit, weights)
-        only |= chains(fit, weights, units=False)
+        only |= chains(msgspec.structs.replace(fit, residual=fit.outside), weights, units=False)
     known = {name: value for fit in held for layer in fit.layers for name, value in layer.cosines.items()}
     near = cosines(common, made, known)
     return Aligned(
@@ -114,11 +119,12 @@ def _convolved(a: Checkpoint, b: Checkpoint, mapping: Mapping, common: Common, *
     if fit is None or (fit.holds and not fit.traits()):
         return None
     made = fit.chains() if fit.holds else {}
+    near = cosines(common, made, {})
     units = sum(f.units for f in fit.fits)
     what = f"order of {units} channels carried through {len(fit.orders)} kernels"
     figures = f"cosine {fit.cosine:.3f} on {len(fit.shown)} kernels that took no part, {fit.floor:.3f} by chance"
     return Aligned(
-        mapping=refined(a, b, mapping, common, made, cosines(common, made, {})) if made else mapping, exact_mapping=None,
+        mapping=refined(a, b, mapping, common, made, near) if made else mapping, exact_mapping=None,
         fitted=fit.fits, shown=fit.shown, cosine=fit.cosine, floor=fit.floor, holds=fit.holds, traits=fit.traits(),
         note=f"{what}: {figures}" + ("" if fit.holds else "; no more than strangers reach"),
     )  # fmt: skip

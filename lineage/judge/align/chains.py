@@ -118,7 +118,7 @@ def _residual(
     turn = fit.residual.side(reads)
     if not fit.folded or not gain:
         return turn.operations(axis, dimensions)
-    before, after = _sane(weights.tensor(0, gain)), _sane(weights.tensor(1, gain))
+    before, after = (_sane(weights.gain(side, gain)) for side in (0, 1))
     if turn.blocks:
         into, out = Scale(Data(before), axis), Scale(Data(1.0 / after), axis)
         return (into, *turn.operations(axis, dimensions), out)
@@ -159,8 +159,8 @@ def _gains(fit: StackFit, weights: Weights) -> Chains:
         if turn.blocks and turn.units != turn.length:
             take = np.arange(turn.units)
         ops: list[Operation] = [] if take is None else [Take(axis, take.astype(np.int64), turn.length)]
-        before, after = _sane(weights.tensor(0, weight)), _sane(weights.tensor(1, weight))
-        folded = fit.folded and weight in read
+        before, after = (_sane(weights.tensor(side, weight)) for side in (0, 1))
+        folded = fit.folded and weight in read and not weights.around_zero(weight)
         if folded:
             ops.append(Scale(Data(after / (before if take is None else before[take])), axis))
         if ops and not (take is not None and turn.plain):

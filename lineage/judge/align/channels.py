@@ -7,7 +7,7 @@ at took no part in any fit, and shows whether they are right. Nothing is read fr
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -37,6 +37,12 @@ PATIENCE = 6
 TRIED = 64
 #: by how much units must agree better than with features in another order for a fit to be tried
 ABOVE_CHANCE = 0.05
+#: axes that know a length which is bound to an index, at most
+BOUND = 2
+#: kernels of each kind that an order is looked for in at a time
+FEW = 12
+#: elements of kernels that are read whole where some rows would do
+READ_WHOLE = 1 << 19
 #: share of units by which two orders are one
 SAME = 0.9
 
@@ -119,13 +125,17 @@ class _Search:
 
     def __init__(self, weights: Weights, kernels: list[_Kernel], seed: int) -> None:
         self.weights, self.left, self.seed = weights, kernels, seed
-        self.known: dict[tuple[int, int], list[Order]] = defaultdict(list)
-        for kernel in kernels:
-            for one, two in kernel.lengths:
-                if one == two and not self.known[one, two]:
-                    self.known[one, two].append(np.arange(two))
-        self.orders: dict[str, tuple[Order | None, Order | None]] = {}
         self.all = {kernel.name: kernel for kernel in kernels}
+        self.known: dict[tuple[int, int], list[Order]] = defaultdict(list)
+        for one, two in (pair for kernel in kernels for pair in kernel.lengths):
+            if one == two and not self.known[one, two]:
+                self.known[one, two].append(np.arange(two))
+        # lengths that two axes at most know are bound to an index: colours, classes
+        uses = Counter(pair for kernel in kernels for pair in kernel.lengths)
+        self.sure = {(pair, 0) for pair, count in uses.items() if count <= BOUND and pair[0] == pair[1]}
+        self.tried: set[tuple[str, int, int]] = set()
+        self.matched: dict[tuple[str, int, int], tuple[float, Order]] = {}
+        self.orders: dict[str, tuple[Order | None, Order | None]] = {}
         self.fits: list[Fitted] = []
         self.shown: list[Shown] = []
         self.floor = 0.0
@@ -148,79 +158,108 @@ class _Search:
             floor=self.floor,
         )  # fmt: skip
 
-    def _rows(self, kernel: _Kernel, side: int) -> Floats:
-        """The kernel as (writes, reads, places)."""
-        array = np.moveaxis(self.weights.tensor(side, kernel.name), kernel.axes, (0, 1))
+    def _rows(self, kernel: _Kernel, side: int, some: Order | None = None) -> Floats:
+        """The kernel as (writes, reads, places), or some of what it writes."""
+        checkpoint = self.weights.sides[side]
+        size = checkpoint.specs[kernel.name].size
+        if some is not None and kernel.axes == (0, 1) and size > READ_WHOLE and len(some) * 2 < kernel.lengths[0][side]:
+            read = [checkpoint.rows(kernel.name, int(k), int(k) + 1) for k in some]
+            array = np.nan_to_num(np.concatenate(read).astype(np.float32), posinf=0.0, neginf=0.0)
+        else:
+            array = np.moveaxis(self.weights.tensor(side, kernel.name), kernel.axes, (0, 1))
+            array = array if some is None else array[some]
         return array.reshape(*array.shape[:2], -1)
 
     def _shows(self) -> bool:
         """Takes in every kernel that two known orders explain; true where there was one."""
         found = False
         for kernel in list(self.left):
-            best = self._explained(kernel)
-            if best is not None:
-                a, b = self._rows(kernel, 0), self._rows(kernel, 1)
-                write, read = best
-                self.shown.append(Shown(kernel.name, cosine(a[write][:, read], b), len(b)))
-                self.floor = max(self.floor, abs(cosine(a[np.roll(write, 1)][:, np.roll(read, 1)], b)))
-                self.orders[kernel.name] = best
-                self.left.remove(kernel)
-                found = True
+            pair = self._explained(kernel)
+            if pair is None:
+                continue
+            at = tuple(self.known[lengths][k] for lengths, k in zip(kernel.lengths, pair, strict=True))
+            self.sure.update(zip(kernel.lengths, pair, strict=True))
+            a, b = self._rows(kernel, 0), self._rows(kernel, 1)
+            self.shown.append(Shown(kernel.name, cosine(a[at[0]][:, at[1]], b), len(b)))
+            self.floor = max(self.floor, abs(cosine(a[np.roll(at[0], 1)][:, np.roll(at[1], 1)], b)))
+            self.orders[kernel.name] = (at[0], at[1])
+            self.left.remove(kernel)
+            found = True
         return found
 
-    def _explained(self, kernel: _Kernel) -> tuple[Order, Order] | None:
-        """The two known orders that explain a kernel best, if they do; tried on a sample of it."""
+    def _explained(self, kernel: _Kernel) -> tuple[int, int] | None:
+        """The two known orders that explain a kernel best, if they do; tried on a sample of it, each pair once."""
+        writes, reads = (self.known[pair] for pair in kernel.lengths)
+        left = [(i, j) for i in range(len(writes)) for j in range(len(reads)) if (kernel.name, i, j) not in self.tried]
+        if not left:
+            return None
         rng = np.random.default_rng(self.seed)
-        a, b = self._rows(kernel, 0), self._rows(kernel, 1)
-        some = [np.sort(rng.choice(n, min(n, TRIED), replace=False)) for n in b.shape[:2]]
-        small = b[np.ix_(*some)]
+        some, columns = (np.sort(rng.choice(n, min(n, TRIED), replace=False)) for _, n in kernel.lengths)
+        small = self._rows(kernel, 1, some)[:, columns]
         best, chosen = LEAST_SHOWN, None
-        for write in self.known[kernel.lengths[0]]:
-            rows = a[write[some[0]]]
-            for read in self.known[kernel.lengths[1]]:
-                score = cosine(rows[:, read[some[1]]], small)
+        for i in dict.fromkeys(i for i, _ in left):
+            rows = self._rows(kernel, 0, writes[i][some])
+            for j in (j for k, j in left if k == i):
+                self.tried.add((kernel.name, i, j))
+                score = cosine(rows[:, reads[j][columns]], small)
                 if score > best:
-                    best, chosen = score, (write, read)
+                    best, chosen = score, (i, j)
         return chosen
 
     def _fits(self) -> bool:
         """Learns one new order from the kernel that gives it most clearly; false where none gives any."""
-        best: tuple[float, _Kernel, int, Order, Order] | None = None
-        for kernel in self.left:
-            a, b = self._rows(kernel, 0), self._rows(kernel, 1)
-            for side in (0, 1):  # the side whose order is known
-                for order in self.known[kernel.lengths[side]]:
-                    x, y = np.moveaxis(np.take(a, order, axis=side), side, 1), np.moveaxis(b, side, 1)
-                    if x.shape[0] < y.shape[0] or y.shape[0] < 2:
-                        continue
-                    score, take = self._matched(x.reshape(len(x), -1), y.reshape(len(y), -1))
-                    if best is None or score > best[0]:
-                        best = score, kernel, side, order, take
+        best: tuple[float, _Kernel, int, int, Order] | None = None
+        for kernel, side, at in self._chances():
+            score, take = self._match(kernel, side, at)
+            if best is None or score > best[0]:
+                best = score, kernel, side, at, take
         if best is None or best[0] < ABOVE_CHANCE:
             return False
-        _, kernel, side, order, take = best
+        _, kernel, side, at, take = best
+        order = self.known[kernel.lengths[side]][at]
         self._learn(kernel, 1 - side, take)
-        pair = (order, take) if side == 0 else (take, order)
-        self.orders[kernel.name] = pair
+        self.orders[kernel.name] = (order, take) if side == 0 else (take, order)
         self.left.remove(kernel)
         return True
 
-    def _matched(self, x: Floats, y: Floats) -> tuple[float, Order]:
+    def _chances(self) -> Iterator[tuple[_Kernel, int, int]]:
+        """Kernels with an axis whose order is known, the axis and the order; the first few of each length."""
+        count: Counter[tuple[tuple[int, int], tuple[int, int], int]] = Counter()
+        for kernel in self.left:
+            for side in (0, 1):
+                one, two = kernel.lengths[1 - side]
+                for at in range(len(self.known[kernel.lengths[side]])):
+                    key = (kernel.lengths[side], (one, two), at)
+                    if (kernel.lengths[side], at) in self.sure and one >= two > 1 and count[key] < FEW:
+                        count[key] += 1
+                        yield kernel, side, at
+
+    def _match(self, kernel: _Kernel, side: int, at: int) -> tuple[float, Order]:
         """How much better units agree than with their features in another order, and the match."""
-        take = match_units([x], [y], seed=self.seed)
-        mixed = np.random.default_rng(self.seed).permutation(x.shape[1])
-        chance = match_units([x[:, mixed]], [y], seed=self.seed)
-        above = np.mean(np.abs(unit_cosines(x[take], y))) - np.mean(np.abs(unit_cosines(x[chance][:, mixed], y)))
-        return float(above), take
+        key = (kernel.name, side, at)
+        if key not in self.matched:
+            a, b = self._rows(kernel, 0), self._rows(kernel, 1)
+            x = np.moveaxis(np.take(a, self.known[kernel.lengths[side]][at], axis=side), side, 1)
+            y = np.moveaxis(b, side, 1)
+            x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+            take = match_units([x], [y], seed=self.seed)
+            mixed = np.random.default_rng(self.seed).permutation(x.shape[1])
+            chance = match_units([x[:, mixed]], [y], seed=self.seed)
+            above = np.mean(np.abs(unit_cosines(x[take], y))) - np.mean(np.abs(unit_cosines(x[chance][:, mixed], y)))
+            self.matched[key] = float(above), take
+        return self.matched[key]
 
     def _learn(self, kernel: _Kernel, side: int, take: Order) -> None:
         """Adds an order, unless it is one that is known."""
         one, two = kernel.lengths[side]
+        known = self.known[one, two]
         family = "subset" if two < one else "order"
         moved = int(np.count_nonzero(take != np.arange(two)))
         self.fits.append(Fitted(f"channels of {kernel.name}", family, two, moved, (kernel.name,)))
-        if all(np.mean(other == take) < SAME for other in self.known[one, two]):
-            self.known[one, two].append(take)
+        at = next((k for k, other in enumerate(known) if np.mean(other == take) >= SAME), len(known))
+        if at == len(known):
+            known.append(take)
+        self.sure.add(((one, two), at))
 
     def _vectors(self, shapes: Mapping[str, tuple[Shape, Shape]]) -> Iterator[tuple[str, Order]]:
         """Vectors that share a stem have one order: the known one under which they agree best."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["CLEAR", "LEAST_SHOWN", "better", "holds", "simplest"]
+__all__ = ["CLEAR", "LEAST_BLOCK", "LEAST_SHOWN", "better", "holds", "simplest"]
 
 #: a freer family must leave less than this share of the simpler one's distance to 1. Noise fitted into a freer family
 #: leaves 0.9 to 1.1 of it (zoo: fine-tuned, quantised, noised), a real transform less than 0.5
@@ -15,6 +15,8 @@ EQUAL = 2e-4
 #: 0.09; one vocabulary, tied embeddings) under a rotation; relatives 0.59 (trained three times as long as the base)
 LEAST_SHOWN = 0.38
 CLEAR = 0.22
+#: the same for a single block of a pair that holds: layers that were trained anew stay below 0.1
+LEAST_BLOCK = 0.25
 
 
 def better(freer: float, simpler: float) -> bool:

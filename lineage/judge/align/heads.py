@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lineage.judge.align.choice import LEAST_SHOWN, simplest
+from lineage.judge.align.choice import LEAST_BLOCK, simplest
 from lineage.judge.align.turns import Turn
 from lineage.judge.align.weights import cosine
 from lineage.match.units import pair_units
@@ -62,7 +62,7 @@ class Heads(msgspec.Struct, frozen=True):
     @property
     def holds(self) -> bool:
         """Whether this layer's own agreement says that its transform is real."""
-        return (self.shown_query + self.shown_out) / 2 >= LEAST_SHOWN
+        return (self.shown_query + self.shown_out) / 2 >= LEAST_BLOCK
 
 
 # -- families of transforms of one head's units: B's rows from A's

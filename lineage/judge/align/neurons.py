@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lineage.judge.align.choice import LEAST_SHOWN, simplest
+from lineage.judge.align.choice import LEAST_BLOCK, simplest
 from lineage.judge.align.turns import Turn
 from lineage.judge.align.weights import cosine, unit_cosines
 from lineage.match.units import normalised, pair_units
@@ -58,7 +58,7 @@ class Hidden(msgspec.Struct, frozen=True):
     @property
     def holds(self) -> bool:
         """Whether this layer's own agreement says that its transform is real."""
-        return self.shown >= LEAST_SHOWN
+        return self.shown >= LEAST_BLOCK
 
 
 def fit_hidden(readers: Sequence[Sides], writers: Sequence[Sides], *, seed: int) -> Hidden:

@@ -23,8 +23,8 @@ __all__ = ["Frame", "candidates", "frame", "order_of", "rotation_of"]
 
 Floats = NDArray[np.floating[Any]]
 
-#: rows of outside tensors for each channel of the residual space, and rows in all that are enough for any
-ROWS_EACH, MOST_ROWS = 8, 8192
+#: rows of an outside tensor for each channel of the residual space
+ROWS_EACH = 4
 #: rows for each channel from which heads without a norm are left out
 ENOUGH_EACH = 2
 #: rows below which outside tensors say too little about the channels
@@ -53,7 +53,7 @@ def frame(weights: Weights, anatomy: Anatomy, *, seed: int, most: int | None = N
     most : rows of each tensor at most; None: enough to fit the residual space
     """
     rng = np.random.default_rng(seed)
-    most = most or min(MOST_ROWS, ROWS_EACH * max(anatomy.residual))
+    most = most or ROWS_EACH * max(anatomy.residual)
     found: list[tuple[str, Floats, Floats]] = []
     # heads whose norm is not known come last: what they read is scaled channel by channel
     for part in sorted(anatomy.outside, key=lambda p: p.reads and _gain(p, anatomy) is None):

@@ -24,8 +24,8 @@ __all__ = ["LayerFit", "StackFit", "fit_stack"]
 Floats = NDArray[np.floating[Any]]
 Sides = tuple[Floats, Floats]
 
-#: layers that choose the families of transforms; pairs of different layers that give the floor
-PROBES, MISPAIRED = 4, 3
+#: layers that choose the families of transforms (fewer of large models); pairs of different layers for the floor
+PROBES, FEW_PROBES, MISPAIRED = 4, 2, 3
 #: channels from which decompositions cost seconds: there a first look comes before, and what explains half is enough
 LARGE = 512
 #: cosine of a first look below which nothing is fitted. Strangers reach 0.01 to 0.36, a base trained on for three times
@@ -47,9 +47,9 @@ class LayerFit(msgspec.Struct, frozen=True):
     def shown(self) -> list[Shown]:
         """What took no part in the fits."""
         found = []
-        for mlp, fit in zip(self.layer.mlps, self.mlps, strict=True):
+        for mlp, fit in zip(self.layer.mlps, self.mlps, strict=False):
             found.append(Shown(mlp.writers[0].name, fit.matched, mlp.units[1]))
-        for block, heads in zip(self.layer.attentions, self.attentions, strict=True):
+        for block, heads in zip(self.layer.attentions, self.attentions, strict=False):
             found.append(Shown(block.query.name, heads.shown_query, block.query.units[1]))
             found.append(Shown(block.out.name, heads.shown_out, block.out.units[1]))
         return found
@@ -61,6 +61,7 @@ class StackFit(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     residual : the transform of the residual space, and its family
+    outside : the same fitted on tensors outside the layers alone
     fitted_on : tensors that it was fitted on
     norms : for `mlp` and `attention`: which of a layer's gains their readers read through, None for none
     folded : whether gains have to be moved between norms and readers
@@ -70,6 +71,7 @@ class StackFit(msgspec.Struct, frozen=True, kw_only=True):
 
     anatomy: Anatomy
     residual: Turn
+    outside: Turn
     family: str
     fitted_on: tuple[str, ...]
     norms: dict[str, int | None]
@@ -102,9 +104,10 @@ class _Stack:
 
     def __init__(self, weights: Weights, anatomy: Anatomy, seed: int) -> None:
         self.weights, self.anatomy, self.seed = weights, anatomy, seed
-        count = len(anatomy.layers)
-        self.probes = [anatomy.layers[k] for k in np.unique(np.linspace(0, count - 1, min(count, PROBES)).astype(int))]
-        self.residual = Turn(length=anatomy.residual[0])
+        self.large = max(anatomy.residual) > LARGE
+        count, wanted = len(anatomy.layers), FEW_PROBES if self.large else PROBES
+        self.probes = [anatomy.layers[k] for k in np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int))]
+        self.residual = self.outside = Turn(length=anatomy.residual[0])
         self.norms: dict[str, int | None] = self._guessed()
         self.size: int | None = None
         self.families: tuple[int, int] | None = None
@@ -145,12 +148,11 @@ class _Stack:
 
     def fit(self) -> StackFit:
         """The fit, as far as it holds."""
-        large = max(self.anatomy.residual) > LARGE
-        look = first_look(self.weights, self.anatomy, seed=self.seed) if large else None
+        look = first_look(self.weights, self.anatomy, seed=self.seed) if self.large else None
         if look is not None and look[0] < LEAST_LOOK:
             return self._result("identity", None, (), (), *look)
         rows = frame(self.weights, self.anatomy, seed=self.seed)
-        family, promising = self._family(rows, ENOUGH_LARGE if large else ENOUGH)
+        family, promising = self._family(rows, ENOUGH_LARGE if self.large else ENOUGH)
         self._norms()
         self._refine(rows, family)
         self._attention(promising)
@@ -170,7 +172,8 @@ class _Stack:
         floor: float,
     ) -> StackFit:  # fmt: skip
         return StackFit(
-            anatomy=self.anatomy, residual=self.residual, family=family, fitted_on=self._fitted_on(rows, family),
+            anatomy=self.anatomy, residual=self.residual, outside=self.outside, family=family,
+            fitted_on=self._fitted_on(rows, family),
             norms=self.norms, folded=self._folded(layers), size=self.size, families=self.families,
             layers=layers, shown=tuple(shown), cosine=reached, floor=floor,
         )  # fmt: skip
@@ -192,7 +195,8 @@ class _Stack:
         if not options:
             return "identity", False
         promising = max(matched) >= LEAST_LOOK
-        family, self.residual = options[simplest(believed) if promising else int(np.argmax(matched))]
+        family, self.outside = options[simplest(believed) if promising else int(np.argmax(matched))]
+        self.residual = self.outside
         return family, promising
 
     def _guessed(self) -> dict[str, int | None]:
@@ -202,9 +206,7 @@ class _Stack:
 
     def _mlps(self, one: Layer, two: Layer) -> list[Hidden]:
         fits = []
-        for a, b in zip(one.mlps, two.mlps, strict=False):
-            if a.units != b.units or len(a.readers) != len(b.readers):
-                continue
+        for a, b in zip(one.mlps, two.mlps, strict=True):
             writers = [self.sides(p, other=q) for p, q in zip(a.writers, b.writers, strict=True)]
             fits.append(fit_hidden(self.readers(a, b, one, two), writers, seed=self.seed))
         return fits
@@ -218,7 +220,8 @@ class _Stack:
         scores: dict[int | None, float] = {}
         for at in range(count):
             self.norms["mlp"] = at
-            found = [self._alike(self.readers(m, m, layer, layer)) for layer in self.probes for m in layer.mlps]
+            probes = self.probes[:1] if self.large else self.probes
+            found = [self._alike(self.readers(m, m, layer, layer)) for layer in probes for m in layer.mlps]
             scores[at] = float(np.mean(found)) if found else 0.0
         best = max(scores, key=lambda at: scores[at])
         self.norms["mlp"] = best if better(scores[best], scores[guess]) else guess
@@ -266,7 +269,7 @@ class _Stack:
             self.norms["attention"] = best if better(scores[best], scores[guess]) else guess
             blocks = list(self._blocks(self.probes))
         self.families, score = choose_families(blocks, self.size, seed=self.seed)
-        for size in sizes if promising else ():
+        for size in sizes if promising and score < ENOUGH else ():
             families, reached = choose_families(blocks, size, seed=self.seed)
             if better(reached, score):
                 self.size, self.families, score = size, families, reached
@@ -318,7 +321,7 @@ class _Stack:
         raw: list[float] = []
         folded: list[float] = []
         for fit in fits[:PROBES]:
-            for mlp, hidden in zip(fit.layer.mlps, fit.mlps, strict=True):
+            for mlp, hidden in zip(fit.layer.mlps, fit.mlps, strict=False):
                 for gains, into in (((None, None), raw), (self.gains("mlp", fit.layer, fit.layer), folded)):
                     for part, turn in zip(mlp.readers, hidden.readers, strict=True):
                         one, two = self.sides(part, gains)
@@ -334,6 +337,6 @@ def _mean(values: Iterable[float]) -> float:
 
 def _alike(one: Layer, two: Layer) -> bool:
     """Whether two layers have the same shapes."""
-    mlps = [[m.units for m in layer.mlps] for layer in (one, two)]
+    mlps = [[(m.units, len(m.readers)) for m in layer.mlps] for layer in (one, two)]
     blocks = [[(b.query.units, b.key.units) for b in layer.attentions] for layer in (one, two)]
     return mlps[0] == mlps[1] and blocks[0] == blocks[1]

@@ -19,6 +19,8 @@ Floats = NDArray[np.floating[Any]]
 KEPT = 1 << 24
 #: rows are read one by one where there are this many times as many
 FEW = 8
+#: median size of a norm's weights below which one is added to them
+AROUND_ZERO = 0.1
 
 
 class Weights:
@@ -32,6 +34,7 @@ class Weights:
     def __init__(self, common: Common) -> None:
         self.sides = (common.a, common.b)
         self._kept: OrderedDict[tuple[int, str], Floats] = OrderedDict()
+        self._around: dict[str, bool] = {}
 
     def tensor(self, side: int, name: str) -> Floats:
         """A whole tensor in float32; what is not finite counts as 0."""
@@ -50,7 +53,18 @@ class Weights:
         """A part as (units, residual), times the gain of the norm that it reads through."""
         array = np.moveaxis(self.tensor(side, part.name), part.axis, -1)
         rows = array.reshape(-1, array.shape[-1])[part.start[side] : part.start[side] + part.units[side]]
-        return rows if gain is None else rows * self.tensor(side, gain).reshape(-1)
+        return rows if gain is None else rows * self.gain(side, gain)
+
+    def gain(self, side: int, name: str) -> Floats:
+        """What a norm multiplies with: its weight, or one more where weights are stored around zero."""
+        return self.tensor(side, name).reshape(-1) + np.float32(self.around_zero(name))
+
+    def around_zero(self, name: str) -> bool:
+        """Whether a norm's weight is kept as its distance from one."""
+        if name not in self._around:
+            sizes = [float(np.median(np.abs(self.tensor(side, name)))) for side in (0, 1)]
+            self._around[name] = min(sizes) < AROUND_ZERO
+        return self._around[name]
 
     def rows(self, side: int, part: Part, chosen: NDArray[np.intp], gain: str | None = None) -> Floats:
         """Some units of a part, in ascending order; read one by one where that is less than the tensor."""
@@ -60,11 +74,7 @@ class Weights:
         at = chosen + part.start[side]
         read = [self.sides[side].rows(part.name, int(k), int(k) + 1) for k in at]
         rows = np.nan_to_num(np.concatenate(read).astype(np.float32), posinf=0.0, neginf=0.0)
-        return rows if gain is None else rows * self.tensor(side, gain).reshape(-1)
-
-    def pair(self, part: Part, other: Part | None = None) -> tuple[Floats, Floats]:
-        """A part of A with the same one of B (or with another one)."""
-        return self.part(0, part), self.part(1, other or part)
+        return rows if gain is None else rows * self.gain(side, gain)
 
 
 def cosine(one: Floats, two: Floats) -> float:
