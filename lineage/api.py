@@ -224,6 +224,8 @@ def _judged(
 ) -> Part:
     """One component, measured and judged."""
     from lineage.judge import judge
+    from lineage.judge.align import align
+    from lineage.judge.undone import with_alignment
     from lineage.measure.compare import compare, compare_mapped
     from lineage.report.document import Part
 
@@ -237,6 +239,12 @@ def _judged(
         comparison = compare(one, two, [], **options)
     told.step(f"judging{where}")
     verdict = judge(one, two, mapping, comparison, seed=seed, threads=threads)
+    if mapping.rules and verdict.class_ != "copied":
+        aligned = align(one, two, mapping, seed=seed, threads=threads)
+        if aligned is not None and aligned.holds:
+            told.step(f"measuring what was undone{where}")
+            mapping, verdict = aligned.mapping, with_alignment(verdict, aligned)
+            comparison = compare_mapped(mapping, one, two, progress=told.count, **options)
     return Part(a=a_name, b=b_name, parameters=two.parameters, mapping=mapping, comparison=comparison, verdict=verdict)
 
 

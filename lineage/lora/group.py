@@ -139,6 +139,8 @@ class _Module:
             term, rank = self._experts(roles)
         else:
             rank = assemble.rank_of(roles)
+            if self.g.scale == "file":
+                rank = roles["up"].shape[1]  # llama.cpp divides by b's ranks; a table of tokens has other rows in a
             term = self._plain(roles)
         scale = self._scale(rank)
         delta = Delta(

@@ -32,7 +32,7 @@ LEAST_COSINE = 0.3
 #: deviations above chance that certify a match, and below which one that claims values is dropped
 LEAST_Z, WEAK_Z = 6.0, 2.0
 #: a factor that training did not make is at least so far from one, and known to so much (relative)
-FAR, NEAR = 0.2, 0.02
+FAR, NEAR, VAGUE = 0.2, 0.02, 0.1
 #: by how much a cosine may fall short of what a mapping says of it
 SLACK = 0.02
 
@@ -324,7 +324,9 @@ def _factor(sums: _Sums, names: Sequence[str], a: Values, b: Values) -> float | 
     if rest <= rounding and abs(slope - 1) > 4 * rounding:
         # converters multiply in float32: a factor rounded to it gives their bits
         return float(np.float32(_simple(slope, error + 1e-7, lengths) or _decimal(slope, error + 1e-7)))
-    return _simple(slope, error, lengths) if abs(slope - 1) > FAR and error < NEAR else None
+    if abs(slope - 1) <= FAR or error >= VAGUE:
+        return None
+    return _simple(slope, error, lengths if error < NEAR else ())
 
 
 def _simple(slope: float, slack: float, lengths: Iterable[int]) -> float | None:

@@ -17,6 +17,7 @@ from lineage.match.fuse import matches as explained
 from lineage.match.joined import joined
 from lineage.match.rows import Provenance, exact_rows, near_rows
 from lineage.match.siblings import siblings
+from lineage.match.stacked import stacked
 from lineage.match.structure import Links, Structure
 from lineage.match.values import PLACES, Values, coarsest
 from lineage.match.whole import Whole, exact, near
@@ -134,7 +135,20 @@ class Finder:
             self.keep(match)
         self.progress("structure")
         self.structure()
-        rest = joined(self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles, expected=self._expected())
+        rest = stacked(
+            self.a,
+            self.b,
+            self.left_a(),
+            self.left_b(),
+            self.links,
+            self.roles,
+            self.names,
+            expected=self._expected(),
+            seed=self.seed,
+        )
+        for match in rest:
+            self.keep(match)
+        rest += joined(self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles, expected=self._expected())
         for match in rest:
             self.keep(match)
         if rest:

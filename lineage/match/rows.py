@@ -52,6 +52,10 @@ WIDE = 1 << 16
 NARROW = 4
 #: correlation of two rows below which they are strangers
 LEAST_COSINE = 0.3
+#: deviations by which a tensor of one row must stand above chance, less where there are more rows
+ALONE = 3.0
+#: share of the probes that found a row in a source from which on one vote is enough
+LEAST_VOTES = 0.02
 #: share of the correlation of the nearest row of B that another must reach to come from the same row of A
 RIVAL = 0.8
 #: share of a representative's rows that must be found for its family to be looked at
@@ -344,26 +348,48 @@ def _nearest(
     probes = probe_rows(height, PROBES if len(unit_a) < MANY_ROWS else PROBES // 2, seed)
     top, high = highest(_unit(columns(b, name, view, chosen, probes)), unit_a)
     noise = 1 / math.sqrt(max(1, len(chosen) - 1))
-    alone = 3.0 if height == 1 else 0.0  # one row has no others to bear it out
+    alone = ALONE / height**2  # one row has no others to bear it out
     floor = max(LEAST_COSINE, noise * (math.sqrt(2 * math.log(max(2, len(unit_a)))) + alone))
     sure = high > floor
     if sure.mean() < 0.3:
         return None
-    owners = np.unique(rows.owner[top[sure]])
-    votes = np.array([(rows.owner[top[sure]] == o).sum() for o in owners])
-    owners = owners[(votes >= 2) | (votes >= 0.02 * sure.sum())] if height > 1 else owners
-    inside = np.flatnonzero(np.isin(rows.owner, owners))
     full = _unit(columns(b, name, view, chosen))
+    owners = _voted(rows.owner[top[sure]], least=2 if height > 1 else 1)
+    found, value = _among(full, rows, unit_a, owners, noise)
+    lost = np.flatnonzero(found < 0)
+    while len(lost):  # a source of few rows may have had no probe
+        some = lost[probe_rows(len(lost), PROBES, seed)]
+        top, high = highest(full[some], unit_a)
+        more = np.union1d(owners, _voted(rows.owner[top[high > floor]], least=2))
+        if len(more) == len(owners):
+            break
+        owners = more
+        found, value = _among(full, rows, unit_a, owners, noise)
+        lost = np.flatnonzero(found < 0)
+    if not (found >= 0).any():
+        return None
+    return float(np.where(found >= 0, value, 0).mean()), provenance(name, view, rows, found)
+
+
+def _voted(owners: NDArray[np.int64], *, least: int) -> NDArray[np.int64]:
+    """Tensors that own several of the rows found, or a good share of them."""
+    found, votes = np.unique(owners, return_counts=True)
+    chosen: NDArray[np.int64] = found[(votes >= least) | (votes >= LEAST_VOTES * len(owners))]
+    return chosen
+
+
+def _among(
+    full: NDArray[np.float32], rows: Rows, unit_a: NDArray[np.float32], owners: NDArray[np.int64], noise: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The nearest row of these owners for each row, -1 where none is near, and its correlation."""
+    inside = np.flatnonzero(np.isin(rows.owner, owners))
     where, value = highest(full, unit_a[inside])
     place = inside[where]
     floor = max(LEAST_COSINE, noise * math.sqrt(2 * math.log(max(2, len(inside)))))
     best = np.zeros(len(unit_a), np.float32)
     np.maximum.at(best, place, value)
     # a row that another claims with far more right came there by chance
-    found = np.where((value > floor) & (value >= RIVAL * best[place]), place, -1)
-    if not (found >= 0).any():
-        return None
-    return float(np.where(found >= 0, value, 0).mean()), provenance(name, view, rows, found)
+    return np.where((value > floor) & (value >= RIVAL * best[place]), place, -1), value
 
 
 def highest(mine: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -10,7 +10,7 @@ from lineage.judge.align.chains import Chains, chains
 from lineage.judge.align.channels import fit_channels
 from lineage.judge.align.dissection import anatomies
 from lineage.judge.align.orientation import oriented
-from lineage.judge.align.records import Aligned
+from lineage.judge.align.records import Aligned, Trait
 from lineage.judge.align.refined import cosines, refined
 from lineage.judge.align.stack import StackFit, fit_stack
 from lineage.judge.align.traits import fitted, traits
@@ -138,6 +138,10 @@ def _note(fit: StackFit) -> str:
 
 
 def _inverse(turned: Aligned) -> Aligned:
-    """An alignment found the other way round."""
+    """An alignment found the other way round: what was cut from B's side was grown from A's."""
     exact = None if turned.exact_mapping is None else turned.exact_mapping.inverse()
-    return msgspec.structs.replace(turned, mapping=turned.mapping.inverse(), exact_mapping=exact)
+    traits = tuple(
+        Trait("width-grown" if trait.tag == "width-pruned" else trait.tag, trait.sentence.replace("A's", "B's"))
+        for trait in turned.traits
+    )
+    return msgspec.structs.replace(turned, mapping=turned.mapping.inverse(), exact_mapping=exact, traits=traits)

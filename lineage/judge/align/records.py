@@ -48,7 +48,7 @@ class Trait(msgspec.Struct, frozen=True):
 
     Attributes
     ----------
-    tag : `permuted`, `sign-flipped`, `rotated`, `rescaled` or `width-pruned`
+    tag : `permuted`, `sign-flipped`, `rotated`, `rescaled`, `width-pruned` or `width-grown`
     """
 
     tag: str
@@ -61,8 +61,8 @@ class Aligned(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     mapping : the given mapping with the transforms as operations; the given one itself where nothing holds
-    exact_mapping : only the transforms of the residual space, so that axes inside layers are as they stand; None
-        where the residual space was fitted on tensors that involve such axes
+    exact_mapping : only the transform of the residual space, fitted on tensors outside the layers alone, so that the
+        labels of units inside layers are still exchangeable; None where nothing holds, or for convolutions
     fitted : every space in which something was fitted
     shown : tensors that took no part
     cosine : mean cosine of what took no part, weighted by layer
