@@ -135,23 +135,16 @@ class Finder:
             self.keep(match)
         self.progress("structure")
         self.structure()
-        rest = stacked(
-            self.a,
-            self.b,
-            self.left_a(),
-            self.left_b(),
-            self.links,
-            self.roles,
-            self.names,
-            expected=self._expected(),
-            seed=self.seed,
-        )
-        for match in rest:
+        before = len(self.found)
+        hints = (self.links, self.roles)
+        expected = self._expected()
+        for match in stacked(
+            self.a, self.b, self.left_a(), self.left_b(), *hints, self.names, expected=expected, seed=self.seed
+        ):
             self.keep(match)
-        rest += joined(self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles, expected=self._expected())
-        for match in rest:
+        for match in joined(self.a, self.b, self.left_a(), self.left_b(), *hints, expected=expected):
             self.keep(match)
-        if rest:
+        if len(self.found) > before:
             for match in siblings(self.a, self.b, list(self.matches()), self.left_a(), self.left_b(), self.names):
                 self.keep(match)
         self.ties()

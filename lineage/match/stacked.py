@@ -82,9 +82,7 @@ class _Stacks:
         self.wholes, self.parts, self.links, self.roles = wholes, parts, links, roles
         self.expected, self.whole_is_a = expected, whole_is_a
 
-    def chosen(
-        self, left: Sequence[str], others: Sequence[str], seed: int
-    ) -> list[tuple[str, tuple[str, ...], _Fit]]:
+    def chosen(self, left: Sequence[str], others: Sequence[str], seed: int) -> list[tuple[str, tuple[str, ...], _Fit]]:
         """(tensor, family, fit), each tensor and each family once."""
         families = _families(self.parts, others)
         by_size: dict[int, list[int]] = defaultdict(list)
