@@ -255,7 +255,11 @@ class _Group:
 
     def _by_table(self, rows: NDArray[np.intp]) -> Rule:
         """One rule that lists every binding."""
-        formulas = expressed(self._numbers[rows], range(self._numbers.shape[1]))
+        # a number of several others has its own column: what a sum is of cannot be told from it
+        formulas = {
+            column: formula if len(formula[1]) < 2 else (0, ((column, 1),))
+            for column, formula in expressed(self._numbers[rows], range(self._numbers.shape[1])).items()
+        }
         letters = self._letters(_free(formulas))
         to, source = self._templates(formulas, letters)
         table = {name: tuple(self._numbers[rows, column].tolist()) for column, name in letters.items()}

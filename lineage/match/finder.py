@@ -27,6 +27,10 @@ __all__ = ["Finder", "find_mapping"]
 
 #: correlation from which on two tensors are taken for one without looking at their rows first
 UNDOUBTED = 0.95
+#: share of the usual cosine that a tensor must show which agrees in some rows only
+MOSTLY = 0.75
+#: likeness of two names from which on a constant of a layer is taken for that of its copy
+LIKE = 0.6
 
 Progress = Callable[[str], None]
 
@@ -123,31 +127,45 @@ class Finder:
         if self.left_b():
             self.progress("near copies")
             self.wholes([w for w in alike if w.even and w.b not in self.found])
-            for matrices in (True, False):
-                left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
-                self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
-            self.wholes([w for w in alike if w.b not in self.found])
+            self._near(matrices=True)
+            self.siblings()  # before vectors are compared by themselves: the way of their matrix says more
+            self._near(matrices=False)
+            expected = self._expected()
+            self.wholes([w for w in alike if w.b not in self.found and w.cosine >= MOSTLY * expected])
 
     def by_place(self) -> None:
         """What the matches so far, and structure, say of the rest."""
         self.progress("biases and gains")
-        for match in siblings(self.a, self.b, list(self.matches()), self.left_a(), self.left_b(), self.names):
-            self.keep(match)
+        self.siblings()
         self.progress("structure")
-        self.structure()
         before = len(self.found)
-        hints = (self.links, self.roles)
         expected = self._expected()
-        for match in stacked(
-            self.a, self.b, self.left_a(), self.left_b(), *hints, self.names, expected=expected, seed=self.seed
-        ):
-            self.keep(match)
-        for match in joined(self.a, self.b, self.left_a(), self.left_b(), *hints, expected=expected):
+        # values tell whole stacks best; without them names tell single tensors best
+        if expected:
+            self._stacks(expected)
+        self.structure()
+        if not expected:
+            self._stacks(expected)
+        for match in joined(self.a, self.b, self.left_a(), self.left_b(), self.links, self.roles, expected=expected):
             self.keep(match)
         if len(self.found) > before:
-            for match in siblings(self.a, self.b, list(self.matches()), self.left_a(), self.left_b(), self.names):
-                self.keep(match)
+            self.siblings()
         self.ties()
+
+    def _near(self, *, matrices: bool) -> None:
+        """Takes in what rows nearly tell of the matrices, or of the vectors, that are left."""
+        left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
+        self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
+
+    def siblings(self) -> None:
+        """Takes in biases and gains that go the way of the matrix beside them."""
+        for match in siblings(self.a, self.b, list(self.matches()), self.left_a(), self.left_b(), self.names):
+            self.keep(match)
+
+    def _stacks(self, expected: float) -> None:
+        left = (self.left_a(), self.left_b(), self.links, self.roles, self.names)
+        for match in stacked(self.a, self.b, *left, expected=expected, seed=self.seed):
+            self.keep(match)
 
     def _expected(self) -> float:
         """The cosine that values show where they tell, 0 where they tell for less than a third of B."""
@@ -201,11 +219,16 @@ class Finder:
             # what B holds twice (doubled layers): only where values say so
             found = structure.matches(self.everything(self.a), left, self.names)
             for match in found:
-                if match.how == "values":
+                if match.how == "values" or self._one_layer(match):
                     self.keep(match)
             left, before = self.left_b(), left
             if len(left) == len(before):
                 break
+
+    def _one_layer(self, match: Match) -> bool:
+        """Whether two tensors that values say nothing of stand in one layer, under like names."""
+        x, y = match.sources[0], match.targets[0]
+        return self.links.one_layer(x, y) is True and self.roles.likeness(x, y) >= LIKE
 
     def ties(self) -> None:
         """A's tensors that equal a matched one (tied weights stored twice) get a rule of their own for the way back."""

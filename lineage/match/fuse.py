@@ -22,7 +22,7 @@ from lineage.match.explain import Digit, Strides, strides, tile
 from lineage.match.rows import Provenance, View, columns
 from lineage.match.values import Values
 
-__all__ = ["Fusion", "Piece", "components", "fuse", "matches"]
+__all__ = ["Fusion", "Piece", "components", "fuse", "matches", "taken"]
 
 #: share of a tensor's rows below which a source is taken for a coincidence
 LEAST_SHARE = 0.02
@@ -33,8 +33,9 @@ LEAST_KNOWN = 0.999
 #: rows of a run (even steps in one source) from which on rows that were only nearly found are believed, and how many
 #: rows there must be for each run on average
 LEAST_RUN, LEAST_ROWS_A_RUN = 3, 4
-#: rows looked at for what new rows hold, and the logarithm of the ratio of mean squares that counts as none
-PROBED, SAME_CHANGE = 64, 0.4
+#: rows looked at for what new rows hold; the logarithm of the ratio of mean squares that counts as none, and its
+#: deviations by chance
+PROBED, SAME_CHANGE, CHANCE = 64, 0.4, 4.0
 
 
 class Piece(NamedTuple):
@@ -116,7 +117,7 @@ def matches(component: Component, a: Values, b: Values, names: Names, *, exact: 
     for p in component.b:
         match = _tiled(_alone(component, p), a, b, names) if len(component.b) > 1 else None
         if match is None:
-            match = _take(p if exact else _mended(p, component), a, b, names, exact=exact)
+            match = taken(p if exact else _mended(p, component), a, b, names, exact=exact)
         if match is not None:
             found.append(match)
     return found
@@ -168,7 +169,8 @@ def _grows(a: Values, b: Values, p: Provenance, piece: Piece) -> bool:
     mine = np.flatnonzero(piece.rows >= 0)[:PROBED]
     change = columns(b, p.name, p.view, every, piece.rows[mine]) - columns(a, piece.name, piece.view, every, mine)
     there, here = float(np.square(change).mean()), float(np.square(new).mean())
-    return not (there > 0 and abs(math.log(here / there)) < SAME_CHANGE)
+    chance = CHANCE * math.sqrt(2 / new.size + 2 / change.size)
+    return not (there > 0 and abs(math.log(here / there)) < min(SAME_CHANGE, chance))
 
 
 def _whole_a(component: Component, a: Values, b: Values) -> Fusion | None:
@@ -310,7 +312,7 @@ def _stacked(pieces: Sequence[Piece], found: list[Strides]) -> _Group | None:
     return _Group(tuple(pieces), Strides(digits, first.offset, min(s.agreement for s in found)), True)
 
 
-def _take(p: Provenance, a: Values, b: Values, names: Names, *, exact: bool) -> Match | None:
+def taken(p: Provenance, a: Values, b: Values, names: Names, *, exact: bool = True) -> Match | None:
     """B's tensor as rows taken from A's, where (nearly) all are known and lie source by source."""
     if (p.source >= 0).mean() < LEAST_KNOWN or not exact and not _in_runs(p):
         return None

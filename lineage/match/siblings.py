@@ -21,8 +21,8 @@ from lineage.layout.chain import Level, apply_chain, inverse_chain, leaves
 from lineage.layout.induce import Match
 from lineage.match.certify import flat
 from lineage.match.chains import OVER, Names
-from lineage.match.fuse import Fusion, Piece, fuse
-from lineage.match.rows import View
+from lineage.match.fuse import Fusion, Piece, fuse, taken
+from lineage.match.rows import Provenance, View
 from lineage.match.values import Values, agreement
 from lineage.match.words import leaf, stem
 
@@ -50,8 +50,7 @@ def siblings(
         wholes, others = (beside_a, beside_b) if whole_is_a else (beside_b, beside_a)
         for other in _neighbours(whole, wholes):
             got = _follow(match, whole, other, parts, others, (a, b) if whole_is_a else (b, a), names, whole_is_a)
-            if got is not None:
-                found.append(got)
+            found += got
     return found
 
 
@@ -80,25 +79,25 @@ def _beside(entries: Entries, others: dict[str, list[str]], like: str, whole: Va
 def _follow(
     match: Match, whole: str, other: str, parts: Entries, others: dict[str, list[str]], values: tuple[Values, Values],
     names: Names, whole_is_a: bool,
-) -> Match | None:  # fmt: skip
+) -> list[Match]:  # fmt: skip
     """The match of `other`, beside the whole, and of what stands beside the parts."""
     of_whole, of_parts = values
     options = _beside(parts, others, other, of_whole, of_parts)
     if not all(options) or of_whole.size(whole) > LARGE:
-        return None
+        return []
     chosen = [o[0] for o in options]
     sizes = [of_parts.size(n) for n in chosen]
     if sum(sizes) != of_whole.size(other):
-        return None
+        return []
     shapes = [of_parts.checkpoint.specs[n].shape for n in flat(parts)]
     for axes in _axes(shapes, sizes):
         places = _carried(match, parts, shapes, sizes, axes, whole_is_a)
         if places is None or len(places) != of_whole.size(other):
             continue
         got = _written(other, chosen, sizes, places, values, names, whole_is_a, told=match.how == "values")
-        if got is not None:
+        if got:
             return got
-    return None
+    return []
 
 
 def _axes(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[tuple[int, ...]]:
@@ -158,29 +157,38 @@ def _written(
     names: Names, whole_is_a: bool,
     *,
     told: bool,
-) -> Match | None:  # fmt: skip
-    """The match that puts the elements of `chosen` at `places`, where their values do not speak against it.
+) -> list[Match]:  # fmt: skip
+    """What puts the elements of `chosen` at `places`, where their values do not speak against it.
 
     `told`: the values of the matrix beside them told, so theirs must too.
     """
     of_whole, of_parts = values
     if len(np.unique(places)) != len(places):
-        return None
+        return []
     together = np.concatenate([of_parts.whole(n) for n in chosen])
     how, _ = agreement(together[places], of_whole.whole(other))
     if how is None and told:
-        return None
+        return []
     back = np.argsort(places)
     starts = np.cumsum([0, *sizes])
-    pieces = []
-    for k, name in enumerate(chosen):
-        shape = of_parts.checkpoint.specs[name].shape
-        pieces.append(Piece(name, shape, _all_rows(shape), back[starts[k] : starts[k + 1]]))
+    shapes = [of_parts.checkpoint.specs[n].shape for n in chosen]
     shape = of_whole.checkpoint.specs[other].shape
-    got = fuse(Fusion(other, shape, _all_rows(shape), tuple(pieces), whole_is_a), names)
-    if got is None:
-        return None
-    return Match(targets=got.targets, sources=got.sources, ops=got.ops, how=how or "structure")
+    rows = [back[starts[k] : starts[k + 1]] for k in range(len(chosen))]
+    pieces = tuple(Piece(n, s, _all_rows(s), r) for n, s, r in zip(chosen, shapes, rows, strict=True))
+    got = fuse(Fusion(other, shape, _all_rows(shape), pieces, whole_is_a), names)
+    found = [got] if got is not None else []
+    if not found:  # an order that no pattern says, element by element
+        whole = (other, _all_rows(shape))
+        parts = [(n, _all_rows(s)) for n, s in zip(chosen, shapes, strict=True)]
+        source = np.repeat(np.arange(len(chosen)), sizes)[places]
+        one, two = (of_whole, of_parts) if whole_is_a else (of_parts, of_whole)
+        given = (
+            [Provenance(*part, (whole,), np.zeros(len(r), np.int64), r) for part, r in zip(parts, rows, strict=True)]
+            if whole_is_a
+            else [Provenance(*whole, tuple(parts), source, places - starts[source])]
+        )
+        found = [m for p in given if (m := taken(p, one, two, names)) is not None]
+    return [Match(targets=m.targets, sources=m.sources, ops=m.ops, how=how or "structure") for m in found]
 
 
 def _all_rows(shape: Sequence[int]) -> View:

@@ -8,6 +8,7 @@ score, assigned one to one (Hungarian), and never called certified.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from lineage.layout.induce import Match
 from lineage.layout.mapping import How
 from lineage.match.chains import Names, reordered
-from lineage.match.values import Values, agreement
-from lineage.match.whole import orders
+from lineage.match.values import Values, agreement, lattice
+from lineage.match.whole import Order, moved, orders
 from lineage.match.words import Roles, ancestors, numbers, skeleton
 
 __all__ = ["LEAST_SCORE", "Links", "Structure"]
@@ -28,10 +29,15 @@ __all__ = ["LEAST_SCORE", "Links", "Structure"]
 LEAST_SCORE = 0.35
 #: what each ground adds to a score
 CLOSENESS, LIKENESS, VALUE, SAME, EQUAL, PLACE, NUMBERS, CLASH = 1.0, 0.8, 1.5, 1.0, 0.3, 0.1, 0.3, 0.6
+#: what it adds that nothing else of a size is left over on either side
+ONLY = 0.15
 #: pairs of one shape beyond which they are not scored one by one
 MOST_PAIRS = 4_000_000
 #: members of two families that are looked at to score the families
 POOLED = 8
+
+
+_NUMBER = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 
 
 class Links:
@@ -65,11 +71,25 @@ class Links:
                     best = max(best, share * share * special)
         return best
 
+    def one_layer(self, a: str, b: str) -> bool | None:
+        """Whether what is known of the layer of B's tensor comes from the layer of A's; None where nothing is."""
+        x, y = _layer(a), _layer(b)
+        if not x or not y or not self.b[y]:
+            return None
+        return self.both[x, y] * 2 >= self.b[y]
+
 
 @lru_cache(1 << 16)
 def _near(name: str) -> tuple[str, ...]:
     """Ancestors that say something, at most eight."""
     return tuple(a for a in ancestors(name) if a)[:8]
+
+
+@lru_cache(1 << 16)
+def _layer(name: str) -> str:
+    """The name up to its first number."""
+    hit = _NUMBER.search(name)
+    return name[: hit.end()] if hit else ""
 
 
 def assign(scores: NDArray[np.float64], *, seed: int) -> list[tuple[int, int]]:
@@ -114,7 +134,7 @@ class Structure:
         specs_a, specs_b = self.a.checkpoint.specs, self.b.checkpoint.specs
         made = []
         for y, (x, how) in found.items():
-            order = next(iter(orders(self.a.shape(x), self.b.shape(y))))
+            order = self._turned(x, y)[0]
             ops = reordered(specs_a[x].shape, order, specs_b[y].shape, names)
             made.append(Match(targets=(y,), sources=(x,), ops=ops, how=how))
         return made
@@ -135,9 +155,9 @@ class Structure:
         return [(theirs[j], mine[i]) for i, j in assign(scores, seed=self.seed)]
 
     def _singles(self, left_a: Sequence[str], left_b: Sequence[str]) -> dict[str, tuple[str, How]]:
-        """B's tensors with A's, one by one, within groups of interchangeable shapes."""
+        """B's tensors with A's, one by one, within groups of one size."""
         place_a, place_b = _places(left_a), _places(left_b)
-        groups_a, groups_b = _by_shape(self.a, left_a), _by_shape(self.b, left_b)
+        groups_a, groups_b = _by_size(self.a, left_a), _by_size(self.b, left_b)
         found: dict[str, tuple[str, How]] = {}
         for key, mine in groups_b.items():
             theirs = groups_a.get(key, [])
@@ -148,6 +168,8 @@ class Structure:
             for i, y in enumerate(mine):
                 for j, x in enumerate(theirs):
                     score, hows[i, j] = self.score(x, y)
+                    if self.expected and len(mine) == len(theirs) == 1:
+                        score += ONLY
                     if score >= LEAST_SCORE:
                         scores[i, j] = score - PLACE * abs(place_a[x] - place_b[y])
             for i, j in assign(scores, seed=self.seed):
@@ -160,23 +182,45 @@ class Structure:
         if not orders(a.shape(name_a), b.shape(name_b)):
             return -math.inf, "structure"
         score = CLOSENESS * self.links.closeness(name_a, name_b) + LIKENESS * self.roles.likeness(name_a, name_b)
+        told = self.links.one_layer(name_a, name_b)
         numbers_a, numbers_b = numbers(name_a), numbers(name_b)
         if numbers_a and numbers_b:
-            score += NUMBERS if numbers_a == numbers_b else -NUMBERS
+            score += NUMBERS if (numbers_a == numbers_b if told is None else told) else -NUMBERS
         if not self.expected and self.roles.clash(name_a, name_b):
             score -= CLASH
-        how: How = "structure"
-        if name_a == name_b:
-            score, how = score + SAME, "name"
-        if a.shape(name_a) != b.shape(name_b):
-            return score, how
-        x, y = a.sample(name_a), b.sample(name_b)
+        if name_a == name_b and told is not False:
+            return self._by_values(name_a, name_b, score + SAME, "name")
+        return self._by_values(name_a, name_b, score, "structure")
+
+    def _turned(self, name_a: str, name_b: str) -> tuple[Order, How | None, float]:
+        """The order of A's axes under which values agree best, the plain one where they do not tell, with what they say
+        under it and their correlation."""
+        options = orders(self.a.shape(name_a), self.b.shape(name_b))
+        if len(options) == 1 and not self.expected:
+            return options[0], "structure", 0.0
+        places = lattice(self.b.shape(name_b), 2048, 0)
+        y = self.b.at(name_b, places)
+        found: list[tuple[Order, How | None, float]] = []
+        for order in options:
+            x = self.a.at(name_a, moved(places, self.a.shape(name_a), order))
+            found.append((order, *agreement(x, y, self.expected)))
+        best = max(found, key=lambda f: f[2])
+        return best if best[1] == "values" else next((f for f in found if f[1]), found[0])
+
+    def _by_values(self, name_a: str, name_b: str, score: float, how: How) -> tuple[float, How]:
+        """The score with what values say of the pair."""
+        x, y = self.a.sample(name_a), self.b.sample(name_b)
         flat_x, flat_y = bool(np.ptp(x) == 0), bool(np.ptp(y) == 0)
         if flat_x and flat_y:
             return (score + (SAME if _odd(x[0]) else EQUAL), how) if x[0] == y[0] else (-math.inf, "structure")
         if flat_x != flat_y:
             return score - EQUAL, how
-        told, r = agreement(x, y, self.expected)
+        if self.a.shape(name_a) == self.b.shape(name_b):
+            told, r = agreement(x, y, self.expected)
+        elif self.expected:
+            _, told, r = self._turned(name_a, name_b)
+        else:
+            return score, how
         if told == "values":
             how = "values"
         elif told is None and self.expected:
@@ -208,10 +252,10 @@ def _grouped(names: Sequence[str]) -> list[list[str]]:
     return [sorted(g, key=numbers) for g in groups.values()]
 
 
-def _by_shape(values: Values, names: Sequence[str]) -> Mapping[tuple[int, ...], list[str]]:
-    groups: dict[tuple[int, ...], list[str]] = defaultdict(list)
+def _by_size(values: Values, names: Sequence[str]) -> Mapping[int, list[str]]:
+    groups: dict[int, list[str]] = defaultdict(list)
     for name in names:
-        groups[tuple(sorted(values.shape(name)))].append(name)
+        groups[values.size(name)].append(name)
     return groups
 
 

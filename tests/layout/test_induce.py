@@ -78,6 +78,12 @@ def test_an_order_without_a_formula_becomes_one_table() -> None:
     assert rule.table == {"i": (0, 1, 2, 3, 4), "j": (5, 3, 1, 2, 9)}
 
 
+def test_a_sum_that_tells_nothing_of_its_terms_is_no_formula_of_a_table() -> None:
+    order = [(0, 0, 4), (1, 0, 2), (0, 1, 3), (1, 1, 0), (2, 1, 5), (2, 0, 1)]
+    matches = [one(f"x.{i}.{k}", f"y.{j}.{i + j + k}") for i, k, j in order]
+    assert said(induce(matches), [m.sources[0] for m in matches]) == {(m.targets, m.sources, ()) for m in matches}
+
+
 def test_a_number_that_decides_between_formulas_cuts_the_rule() -> None:
     matches = [one(f"x.{i}.{w}", f"y.{i + 5 * w}.{w}") for w in range(2) for i in (range(8) if w else [3, 0, 1, 2])]
     assert said(induce(matches), [m.sources[0] for m in matches]) == {(m.targets, m.sources, ()) for m in matches}

@@ -255,3 +255,77 @@ def unrolled(a: Tensors) -> Tensors:
     for kind in ("weight", "bias"):
         out[f"out.mod.{kind}"] = np.concatenate([a[f"final.mod.{kind}"][40:], a[f"final.mod.{kind}"][:40]])
     return out
+
+
+def blocked(tensors: Tensors) -> Tensors:
+    """Fused rows of key-value groups, put in blocks of queries, keys and values: an order that no pattern says."""
+    out: Tensors = {}
+    for name, array in grouped(tensors).items():
+        if "qkv" in name:
+            rows = array.reshape(KV, HEADS // KV + 2, HEAD, *array.shape[1:])
+            parts = (rows[:, : HEADS // KV], rows[:, -2], rows[:, -1])
+            array = np.concatenate([p.reshape(-1, *array.shape[1:]) for p in parts])
+        out["b." + name] = array
+    return out
+
+
+def short_convolutions(tensors: Tensors) -> Tensors:
+    """Three short convolutions joined to one, in every layer."""
+    out = {n: x for n, x in tensors.items() if "conv" not in n}
+    for i in range(LAYERS):
+        at = f"model.layers.{i}.mixer."
+        out[at + "conv1d.weight"] = np.concatenate([tensors[f"{at}{k}_conv1d.weight"] for k in "qkv"])
+    return out
+
+
+def with_convolutions(seed: int = 0) -> Tensors:
+    """The language model with a short convolution for queries, keys and values."""
+    rng = np.random.default_rng(seed + 1)
+    out = language_model(seed)
+    for i in range(LAYERS):
+        for k, width in (("q", 24), ("k", 24), ("v", 48)):
+            taps = rng.standard_normal((width, 1, 4)).astype(np.float32)
+            out[f"model.layers.{i}.mixer.{k}_conv1d.weight"] = taps
+    return out
+
+
+def stacked_head_gains(tensors: Tensors) -> Tensors:
+    """Gains of single heads stacked: rows of a few elements."""
+    out = {n: x for n, x in tensors.items() if "head_norms" not in n}
+    for i in range(LAYERS):
+        at = f"model.layers.{i}.self_attn."
+        out[at + "q_norm.weight"] = np.stack([tensors[f"{at}head_norms.{h}.weight"] for h in range(HEADS)])
+    return out
+
+
+def with_head_gains(seed: int = 0) -> Tensors:
+    """The language model with a gain for every head."""
+    rng = np.random.default_rng(seed + 2)
+    out = language_model(seed)
+    for i in range(LAYERS):
+        for h in range(HEADS):
+            gain = (1 + 0.2 * rng.standard_normal(HEAD)).astype(np.float32)
+            out[f"model.layers.{i}.self_attn.head_norms.{h}.weight"] = gain
+    return out
+
+
+def bare_experts(seed: int = 0) -> Tensors:
+    """Stacked experts held by bare names, biases beside them, gate and up alternating on the last axis."""
+    rng = np.random.default_rng(seed + 3)
+    out = language_model(seed)
+    for i in range(LAYERS):
+        at = f"model.layers.{i}.mlp.experts."
+        out[at + "gate_up_proj"] = rng.standard_normal((EXPERTS, WIDTH, 2 * FFN)).astype(np.float32)
+        out[at + "gate_up_proj_bias"] = rng.standard_normal((EXPERTS, 2 * FFN)).astype(np.float32)
+    return out
+
+
+def parted_experts(tensors: Tensors) -> Tensors:
+    """Gate and up apart, output by input, with their biases."""
+    out = {n: x for n, x in tensors.items() if "experts" not in n}
+    for i in range(LAYERS):
+        at = f"model.layers.{i}.mlp.experts."
+        for k, word in enumerate(("gate_proj", "up_proj")):
+            out[f"{at}{word}.weight"] = np.ascontiguousarray(tensors[at + "gate_up_proj"].swapaxes(1, 2)[:, k::2])
+            out[f"{at}{word}.bias"] = np.ascontiguousarray(tensors[at + "gate_up_proj_bias"][:, k::2])
+    return out

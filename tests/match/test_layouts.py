@@ -25,6 +25,13 @@ LAYOUTS: dict[str, tuple[Callable[[], Tensors], Layout]] = {
     "scanned": (models.language_model, models.scanned),
     "stacked experts": (lambda: models.language_model(experts=True), models.stacked_experts),
     "unrolled": (models.convolutional, models.unrolled),
+    "groups put in blocks": (
+        lambda: models.grouped(models.language_model()),
+        lambda _: models.blocked(models.language_model()),
+    ),
+    "joined short convolutions": (models.with_convolutions, models.short_convolutions),
+    "stacked gains of heads": (models.with_head_gains, models.stacked_head_gains),
+    "experts under bare names": (models.bare_experts, models.parted_experts),
 }
 
 
@@ -159,3 +166,71 @@ def test_a_fused_model_trained_anew_is_still_mapped_whole(tmp_path: Path) -> Non
     rule = next(r for r in mapping.rules if r.to[0].endswith("qkv.weight"))
     assert [s.split(".")[-2] for s in rule.source] == ["q_proj", "k_proj", "v_proj"]
     assert rule.how == "structure"
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_gains_of_doubled_layers_are_found_twice(tmp_path: Path, noise: float) -> None:
+    a = models.language_model()
+    b = {n: x for n, x in a.items() if ".layers." not in n}
+    for new, old in enumerate([0, 1, 1, 2]):
+        b |= {n.replace(f"layers.{old}.", f"layers.{new}."): x for n, x in a.items() if f"layers.{old}." in n}
+    mapping = mapped(tmp_path, a, models.noisy(b, noise, 1) if noise else b)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
+def test_constant_gains_follow_their_layer_not_its_number(tmp_path: Path) -> None:
+    a = models.language_model()
+    a |= {n: np.full_like(x, 1 + 0.0 * i) for i, (n, x) in enumerate(a.items()) if "norm" in n}
+    b = {n: x for n, x in a.items() if ".layers." not in n}
+    for new, old in enumerate([2, 0]):
+        b |= {n.replace(f"layers.{old}.", f"layers.{new}."): x for n, x in a.items() if f"layers.{old}." in n}
+    mapping = mapped(tmp_path, a, b)
+    pairs = {
+        (i.source_names[0], i.target_names[0])
+        for i in mapping.instances({n: x.shape for n, x in a.items()})
+        if "norm" in i.target_names[0] and ".layers." in i.target_names[0]
+    }
+    assert {(s.split(".")[2], t.split(".")[2]) for s, t in pairs} == {("2", "0"), ("0", "1")}
+    assert all(s.split(".")[3:] == t.split(".")[3:] for s, t in pairs)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.5])
+def test_rows_of_zeros_are_seen_through_noise(tmp_path: Path, noise: float) -> None:
+    a = models.language_model()
+    b = dict(a)
+    empty = np.zeros((16, models.WIDTH), np.float32)
+    b["model.embed_tokens.weight"] = np.concatenate([a["model.embed_tokens.weight"], empty])
+    mapping = mapped(tmp_path, a, models.noisy(b, noise, 1))
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
+def test_padding_that_was_cut_off_comes_back(tmp_path: Path) -> None:
+    a, b = models.language_model(), models.language_model()
+    empty = np.zeros((16, models.WIDTH), np.float32)
+    a["model.embed_tokens.weight"] = np.concatenate([a["model.embed_tokens.weight"], empty])
+    mapping = mapped(tmp_path, a, b)
+    apply(mapping, open_checkpoint(tmp_path / "b.safetensors"), tmp_path / "made.safetensors", inverse=True)
+    assert differing(tmp_path / "made.safetensors", a) == []
+
+
+def test_one_cut_vocabulary_serves_two_tensors(tmp_path: Path) -> None:
+    a, b = models.language_model(), models.language_model()
+    extra = np.random.default_rng(4).standard_normal((16, models.WIDTH)).astype(np.float32)
+    b["lm_head.weight"] = b["model.embed_tokens.weight"]
+    a["model.embed_tokens.weight"] = np.concatenate([a["model.embed_tokens.weight"], extra])
+    mapping = mapped(tmp_path, a, models.noisy(b, 0.5, 1))
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
+def test_numbers_that_stand_alone_are_matched_by_what_they_are(tmp_path: Path) -> None:
+    a = models.language_model() | {"t": np.array([4.605], np.float32), "s": np.array([-16.77], np.float32)}
+    b = models.renamed(models.language_model()) | {
+        "logit_bias": np.array([-16.77], np.float32),
+        "logit_scale": np.array([4.605], np.float32),
+    }
+    mapping = mapped(tmp_path, a, b)
+    found = {i.target_names[0]: i.source_names[0] for i in mapping.instances({n: x.shape for n, x in a.items()})}
+    assert (found["logit_scale"], found["logit_bias"]) == ("t", "s")
