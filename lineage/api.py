@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lineage.checkpoint import Checkpoint, open_checkpoint, read_claims
+from lineage.components import component_of, matched_components, whole_mapping
 from lineage.errors import InputError
-from lineage.layout.mapping import Mapping, Rule, Side, settled
+from lineage.layout.mapping import Mapping
 from lineage.measure.compare import SAMPLE
 from lineage.progress import Progress
 
@@ -62,8 +63,12 @@ def map(
     """
     told = progress or (lambda step: None)
     with _opened(a) as one, _opened(b) as two:
-        found = [(x, y, m) for x, y, m in _pairs(one, two, seed=seed, threads=threads, progress=told) if x is not None]
-        return _whole_mapping(one, two, found)
+        found = [
+            (x, y, m)
+            for x, y, m in matched_components(one, two, seed=seed, threads=threads, progress=told)
+            if x is not None
+        ]
+        return whole_mapping(one, two, found)
 
 
 def check_mapping(
@@ -165,7 +170,7 @@ def investigate(
         if budget is not None:
             parts, read = _glimpsed(one, two, budget, seed=seed, threads=threads, told=told)
         else:
-            for x, y, mapping in _pairs(one, two, seed=seed, threads=threads, progress=told.step):
+            for x, y, mapping in matched_components(one, two, seed=seed, threads=threads, progress=told.step):
                 options: dict[str, Any] = {"seed": seed, "threads": threads, "sample": sample, "device": device}
                 parts.append(_judged(one, two, x, y, mapping, told=told, **options))
         parts.sort(key=lambda part: -part.parameters)
@@ -173,7 +178,7 @@ def investigate(
             parts = _weighed(one, two, parts, parents, seed=seed, threads=threads, told=told)
         claims, notes = read_claims(two)
         found = [(part.a, part.b, part.mapping) for part in parts if part.a is not None]
-        return build(one, two, _whole_mapping(one, two, found), parts, claims, notes, read=read)
+        return build(one, two, whole_mapping(one, two, found), parts, claims, notes, read=read)
 
 
 def _glimpsed(
@@ -197,9 +202,9 @@ def _glimpsed(
         return found.mapping
 
     parts: builtins.list[Part] = []
-    for x, y, mapping in _pairs(one, two, seed=seed, threads=threads, progress=told.step, find=find):
+    for x, y, mapping in matched_components(one, two, seed=seed, threads=threads, progress=told.step, find=find):
         told.step(f"judging {y}".rstrip())
-        mine, its = _part(one, x), _part(two, y)
+        mine, its = component_of(one, x), component_of(two, y)
         with meter.at_most(int(budget * its.nbytes / max(1, b.nbytes))):
             left = unsettled.get(id(mapping), 0)
             verdict = judge_briefly(mine, its, mapping, meter, unsettled=left, seed=seed)
@@ -229,7 +234,7 @@ def _judged(
     from lineage.measure.compare import compare, compare_mapped
     from lineage.report.document import Part
 
-    one, two = _part(a, a_name), _part(b, b_name)
+    one, two = component_of(a, a_name), component_of(b, b_name)
     options: dict[str, Any] = {"threads": threads, "seed": seed, "sample": sample, "device": device}
     where = f" {b_name}" if b_name else ""
     told.step(f"measuring{where}")
@@ -267,12 +272,12 @@ def _weighed(
         candidates: dict[str, builtins.list[Candidate]] = {part.b: [] for part in parts}
         for label, parent in zip(labels([one.path for one in opened]), opened, strict=True):
             told.step(f"matching {label}")
-            for x, y, mapping in _pairs(parent, b, seed=seed, threads=threads, progress=lambda step: None):
-                candidates[y] += [Candidate(label, _part(parent, x), mapping)] if x is not None else []
+            for x, y, mapping in matched_components(parent, b, seed=seed, threads=threads, progress=lambda step: None):
+                candidates[y] += [Candidate(label, component_of(parent, x), mapping)] if x is not None else []
         told.step("weighing parents")
         result, found = [], builtins.list[Gathered]()
         for part in parts:
-            mine, its, related = _part(a, part.a), _part(b, part.b), part.verdict.related is True
+            mine, its, related = component_of(a, part.a), component_of(b, part.b), part.verdict.related is True
             products = gather(mine, its, part.mapping, candidates[part.b], related=related, seed=seed)
             merge = None if products is None else weigh(products)
             found += [] if products is None else [products]
@@ -344,7 +349,7 @@ def check(
     return Answer(holds=holds, why=why, report=report)
 
 
-# -- checkpoints, components, mappings
+# -- checkpoints and mappings
 
 
 @contextmanager
@@ -361,94 +366,3 @@ def _rules(mapping: StrPath | Mapping) -> tuple[Mapping, str]:
     from lineage.layout.document import read_mapping
 
     return read_mapping(mapping), os.fspath(mapping)
-
-
-def _part(checkpoint: Checkpoint, name: str | None) -> Checkpoint:
-    """A component; the whole where there is only one network; nothing where there is no such part."""
-    if name is None:
-        return _empty(checkpoint)
-    return checkpoint.component(name) if name else checkpoint
-
-
-def _empty(checkpoint: Checkpoint) -> Checkpoint:
-    from lineage.checkpoint.base import Part as View
-
-    return View(checkpoint, {}, "")
-
-
-def _pairs(
-    a: Checkpoint,
-    b: Checkpoint,
-    *,
-    seed: int,
-    threads: int,
-    progress: Callable[[str], None],
-    find: Callable[[Checkpoint, Checkpoint, Callable[[str], None]], Mapping] | None = None,
-) -> Iterator[tuple[str | None, str, Mapping]]:
-    """Every component of B with the one of A that has its name, else the one that explains most of it.
-
-    `find` gives the mapping between two of them; None: `find_mapping`.
-    """
-    free = [name for name in a.components if name not in b.components or name == ""]
-    sizes = {name: b.component(name).parameters if name else b.parameters for name in b.components}
-
-    def found(x: str, y: str) -> Mapping:
-        where = f" {y}" if y else ""
-
-        def told(step: str) -> None:
-            progress(f"{step}{where}")
-
-        if find is not None:
-            return find(_part(a, x), _part(b, y), told)
-        from lineage.match.finder import find_mapping
-
-        return find_mapping(_part(a, x), _part(b, y), seed=seed, threads=threads, progress=told)
-
-    for y in sorted(b.components, key=lambda name: -sizes[name]):
-        if y in a.components:
-            yield y, y, found(y, y)
-            continue
-        tried = [(x, found(x, y)) for x in free]
-        best = max(tried, key=lambda pair: _explained(pair[1]), default=None)
-        if best is None or not best[1].rules:
-            yield None, y, Mapping(target=Side(y, len(_part(b, y))))
-        else:
-            free.remove(best[0])
-            yield best[0], y, best[1]
-
-
-def _explained(mapping: Mapping) -> tuple[int, int]:
-    """Target tensors with certified values, and all that a rule speaks of."""
-    counted = [(rule.evidence.tensors, rule.evidence.certified) for rule in mapping.rules if rule.evidence]
-    return sum(n for n, certified in counted if certified), sum(n for n, _ in counted)
-
-
-def _whole_mapping(a: Checkpoint, b: Checkpoint, found: Sequence[tuple[str | None, str, Mapping]]) -> Mapping:
-    """One mapping of all components, whose tensors carry the components' names."""
-    if len(found) == 1 and not found[0][0] and not found[0][1]:
-        return found[0][2]
-    rules: builtins.list[Rule] = []
-    used_a: set[str] = set()
-    used_b: set[str] = set()
-    for x, y, mapping in found:
-        for rule in mapping.rules:
-            to = tuple(_inside(y, template) for template in rule.to)
-            source = tuple(_inside(x or "", template) for template in rule.source)
-            rules.append(msgspec.structs.replace(rule, to=to, source=source))
-    whole = Mapping(rules=tuple(rules))
-    for instance in whole.instances({spec.name: spec.shape for spec in a}):
-        used_a.update(instance.source_names)
-        used_b.update(instance.target_names)
-    final, sizes = settled(rules)
-    return Mapping(
-        source=Side(a.path, len(a)), target=Side(b.path, len(b)), sizes=sizes, rules=final,
-        unmatched_source=tuple(n for n in a.specs if n not in used_a),
-        unmatched_target=tuple(n for n in b.specs if n not in used_b),
-    )  # fmt: skip
-
-
-def _inside(component: str, template: str) -> str:
-    """A template of the component's tensors under the names that they have in the whole."""
-    if not component:
-        return template
-    return component.replace("{", "{{").replace("}", "}}") + "/" + template

@@ -174,6 +174,31 @@ def test_components_of_other_names_are_paired_by_what_they_hold(tmp_path: Path) 
     assert {rule.to[0].split("/")[0] for rule in found.mapping.rules} == {"dit", "autoencoder"}
 
 
+def test_components_that_changed_their_names_with_each_other_are_found(tmp_path: Path) -> None:
+    a = _pipeline(tmp_path / "a", {"text_encoder": ("mlp", 3, 1), "text_encoder_2": ("mlp", 3, 2)})
+    b = _pipeline(tmp_path / "b", {"text_encoder": ("mlp", 3, 2), "text_encoder_2": ("mlp", 3, 1)}, moved=0.01)
+    found = lineage.investigate(a, b)
+    assert {(c.a, c.b) for c in found.document.components} == {
+        ("text_encoder", "text_encoder_2"),
+        ("text_encoder_2", "text_encoder"),
+    }
+    assert found.document.mapping.certified_b == found.document.b.tensors
+
+
+def test_a_component_that_is_there_twice_is_found_twice(tmp_path: Path) -> None:
+    a = _pipeline(tmp_path / "a", {"transformer": ("mlp", 3, 1), "vae": ("conv", 1, 2)})
+    b = _pipeline(tmp_path / "b", {"transformer": ("mlp", 3, 1), "transformer_2": ("mlp", 3, 1)})
+    found = lineage.investigate(a, b)
+    assert [(c.a, c.verdict.class_) for c in found.document.components] == [("transformer", "copied")] * 2
+
+
+def test_strangers_of_one_name_stay_together(tmp_path: Path) -> None:
+    a = _pipeline(tmp_path / "a", {"text_encoder": ("mlp", 3, 1), "vae": ("conv", 1, 2)})
+    b = _pipeline(tmp_path / "b", {"text_encoder": ("mlp", 3, 7), "vae": ("conv", 1, 8)})
+    found = lineage.investigate(a, b)
+    assert all(c.a == c.b and c.verdict.related is not True for c in found.document.components)
+
+
 def test_a_component_that_a_lacks_is_said_to_be_new(tmp_path: Path) -> None:
     a = _pipeline(tmp_path / "a", {"transformer": ("mlp", 3, 1), "vae": ("conv", 1, 2)})
     b = _pipeline(tmp_path / "b", {"transformer": ("mlp", 3, 1), "vae": ("conv", 1, 2), "extra": ("other", 1, 9)})
