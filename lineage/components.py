@@ -65,11 +65,13 @@ def matched_components(
     for y in parts:
         free = [y] if y in settled else [x for x in a.components if x not in taken or explained(x, y)]
         best = max(free, key=lambda x: (explained(x, y), _matched(found(x, y)), x == y), default=None)
-        if best is None or not found(best, y).rules:
-            yield None, y, Mapping(target=Side(y, len(component_of(b, y))))
-        else:
+        if best is not None and found(best, y).rules:
             taken.add(best)
             yield best, y, found(best, y)
+        elif y in a.components:
+            yield y, y, found(y, y)
+        else:
+            yield None, y, Mapping(target=Side(y, len(component_of(b, y))))
 
 
 def whole_mapping(a: Checkpoint, b: Checkpoint, found: Sequence[tuple[str | None, str, Mapping]]) -> Mapping:

@@ -81,4 +81,4 @@ def _keys(report: Report, a: Checkpoint, b: Checkpoint) -> str | None:
 
     if not report.mapping.rules:
         return None
-    return key_map(report.mapping, a, b, related=report.document.verdict.related).to_yaml()
+    return key_map(report.mapping, a, b, class_=report.document.verdict.class_).to_yaml()

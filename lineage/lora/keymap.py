@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import yaml
 
 from lineage.checkpoint.base import TensorSpec
+from lineage.judge.grade import Grade, grade_of
 from lineage.layout.chain import leaves
-from lineage.layout.mapping import Instance, Rule
+from lineage.layout.mapping import Instance
 from lineage.layout.mapping import Mapping as LayoutMapping
 from lineage.layout.operations import (
     Concat,
@@ -30,11 +31,7 @@ from lineage.lora.grammar import grammar
 from lineage.lora.modules import components, split_name
 from lineage.lora.naming import Namer
 
-__all__ = ["Grade", "KeyMap", "Line", "grade_of", "key_map"]
-
-Grade = Literal["remap", "reshape", "retrain", "none"]
-#: cosine from which on a rule's values speak for one set of weights
-SAME_VALUES = 0.5
+__all__ = ["KeyMap", "Line", "key_map"]
 
 _SAID: dict[type[Operation], str] = {
     Concat: "pairs side by side: down factors stacked, up factors block-diagonal",
@@ -87,34 +84,6 @@ class KeyMap(msgspec.Struct, frozen=True, kw_only=True):
         return yaml.safe_dump(msgspec.to_builtins(self), sort_keys=False, allow_unicode=True, width=1000)
 
 
-def grade_of(mapping: LayoutMapping, *, related: bool | None = None) -> Grade:
-    """What an adapter of A needs on B.
-
-    Parameters
-    ----------
-    related : the verdict, None where nobody judged: then the rules' own evidence decides
-    """
-    rules = [r for r in mapping.rules if _matrices(r)]
-    if not rules:
-        return "none"
-    if related is None:
-        related = any(_by_values(r) for r in rules)
-    if related is False:
-        return "retrain"
-    return "reshape" if any(r.ops for r in rules) else "remap"
-
-
-def _matrices(rule: Rule) -> bool:
-    return not all(split_name(t)[1] == "bias" for t in rule.to)
-
-
-def _by_values(rule: Rule) -> bool:
-    if rule.how not in ("values", "given"):
-        return False
-    cosine = rule.evidence.cosine if rule.evidence is not None else None
-    return cosine is None or cosine >= SAME_VALUES
-
-
 def key_map(
     mapping: LayoutMapping,
     a_specs: Iterable[TensorSpec],
@@ -122,7 +91,7 @@ def key_map(
     *,
     source_format: str = "peft",
     target_format: str | None = None,
-    related: bool | None = None,
+    class_: str | None = None,
     each: bool = False,
 ) -> KeyMap:
     """The keys of every module that an adapter may change.
@@ -131,7 +100,7 @@ def key_map(
     ----------
     a_specs, b_specs : tensors of both models
     source_format, target_format : grammars; the target's is the source's where None
-    related : the verdict on the pair, None where nobody judged
+    class_ : of the verdict on the pair, None where nobody judged
     each : one line for every module, instead of one for each rule
     """
     a_shapes = {s.name: s.shape for s in a_specs}
@@ -158,7 +127,7 @@ def key_map(
                 )
             )
     return KeyMap(
-        grade=grade_of(mapping, related=related),
+        grade=grade_of(mapping, class_),
         source_format=ours.g.format,
         target_format=theirs.g.format,
         keys=tuple(lines),

@@ -13,6 +13,7 @@ import msgspec
 
 from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.claims import Claim
+from lineage.judge.grade import Grade, grade_of
 from lineage.layout.mapping import Mapping
 from lineage.measure.compare import Comparison, TensorRow
 from lineage.measure.diff import Described, Diff, describe
@@ -125,7 +126,7 @@ class MetricsSummary(msgspec.Struct, frozen=True, kw_only=True):
 class LoraSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a LoRA for A needs to fit B, and the file that holds the key map."""
 
-    grade: Literal["remap", "reshape", "retrain", "none"]
+    grade: Grade
     keys: str | None
 
 
@@ -299,7 +300,7 @@ def build(
         ),
         claims=tuple(_claim(claim, a.path, verdict.related) for claim in claims),
         metrics=MetricsSummary(overall=comparison.overall, groups=comparison.groups, layers=comparison.layers),
-        lora=LoraSummary(grade=_grade(mapping, verdict), keys=None),
+        lora=LoraSummary(grade=grade_of(mapping, verdict.class_), keys=None),
         warnings=tuple(warnings),
         read=read,
     )
@@ -371,15 +372,6 @@ def _claim(claim: Claim, path: str, related: bool | None) -> ClaimSummary:
 def _last(text: str) -> str:
     """Last component of a path or of a model's name without its revision, for comparison."""
     return text.replace("\\", "/").rstrip("/").rpartition("/")[2].partition("@")[0].lower()
-
-
-def _grade(mapping: Mapping, verdict: VerdictSummary) -> Literal["remap", "reshape", "retrain", "none"]:
-    """What a LoRA for A needs to fit B."""
-    if not mapping.rules:
-        return "none"
-    if not verdict.related:
-        return "retrain"
-    return "reshape" if any(rule.ops for rule in mapping.rules) else "remap"
 
 
 def with_keys(report: Report, file: str) -> Report:

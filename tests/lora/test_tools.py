@@ -14,7 +14,6 @@ import yaml
 from lineage.checkpoint import open_checkpoint
 from lineage.errors import InputError
 from lineage.layout.axes import Shape
-from lineage.layout.mapping import Evidence, Rule
 from lineage.layout.mapping import Mapping as LayoutMapping
 from lineage.layout.operations import Concat, Rearrange, Split, Take
 from lineage.lora.checking import check
@@ -22,7 +21,7 @@ from lineage.lora.converting import convert
 from lineage.lora.emit import script
 from lineage.lora.extraction import extract
 from lineage.lora.inspection import inspect
-from lineage.lora.keymap import grade_of, key_map
+from lineage.lora.keymap import key_map
 from lineage.lora.merging import merge
 from lineage.lora.shrink import from_matrix
 from lineage.lora.sums import add, resize
@@ -157,28 +156,6 @@ def test_inspect_finds_the_base_that_fits_by_keys_shapes_and_hash(tmp_path: Path
     assert found.claims["ss_sd_model_name"] == "base.ckpt"
     assert found.ranks == {4: 1}
     assert inspect(path, [wrong]).ailments[0].startswith("wrong base: none of its keys fits")
-
-
-def _rule(ops: tuple[object, ...] = (), how: str = "values", cosine: float | None = 1.0) -> LayoutMapping:
-    evidence = Evidence(tensors=1, cosine=cosine)
-    rule = Rule(to=("h.{i}.q.weight",), source=("layers.{i}.q.weight",), ops=ops, how=how, evidence=evidence)  # type: ignore[arg-type]
-    return LayoutMapping(rules=(rule,))
-
-
-@pytest.mark.parametrize(
-    ("rules", "related", "grade"),
-    [
-        (_rule(), None, "remap"),
-        (_rule((Take(0, [1, 0]),)), None, "reshape"),
-        (_rule(cosine=0.02), None, "retrain"),
-        (_rule(how="structure"), None, "retrain"),
-        (_rule(), False, "retrain"),
-        (_rule(cosine=0.02), True, "remap"),
-        (LayoutMapping(), True, "none"),
-    ],
-)
-def test_the_grade_says_what_an_adapter_needs(rules: LayoutMapping, related: bool | None, grade: str) -> None:
-    assert grade_of(rules, related=related) == grade
 
 
 def test_a_key_map_lists_keys_of_both_sides_and_the_action(tmp_path: Path) -> None:
