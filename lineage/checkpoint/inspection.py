@@ -219,7 +219,8 @@ def _figures(checkpoint: Checkpoint, spec: TensorSpec) -> Statistics:
     mean = spread = np.float64(0)
     low, high = np.inf, -np.inf
     for start in range(0, spec.size, _PIECE):
-        values: Any = checkpoint.read(spec.name, start, min(start + _PIECE, spec.size)).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            values: Any = checkpoint.read(spec.name, start, min(start + _PIECE, spec.size)).astype(np.float64)
         finite = values[np.isfinite(values)]
         bad += len(values) - len(finite)
         if not len(finite):

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -181,6 +182,8 @@ def run() -> NoReturn:
         with suppress(AttributeError, ValueError):
             # file names and tensor names may hold what the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # files may hold any numbers: what overflows is checked where it is used, and a warning is no message for people
+    warnings.simplefilter("ignore", RuntimeWarning)
     for library in ("OPENBLAS", "OMP", "MKL"):
         # the program has threads of its own; those of a linear algebra library spin on the same cores meanwhile
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")

@@ -100,7 +100,7 @@ class _Glimpse(Material, frozen=True, dict=True):
         """
         kept: dict[str, Sample] = self.__dict__.setdefault("_samples", {})
         if name not in kept:
-            kept[name] = Sample(name, self._runs(self.filled, name), self._runs(self.b, name))
+            kept[name] = Sample.of(name, self._runs(self.filled, name), self._runs(self.b, name))
         return kept[name]
 
     def _runs(self, checkpoint: Checkpoint, name: str) -> Floats:
@@ -128,7 +128,7 @@ class _Glimpse(Material, frozen=True, dict=True):
             except Spent:
                 equal = False
             else:
-                self.__dict__.setdefault("_samples", {})[name] = Sample(name, values, values)
+                self.__dict__.setdefault("_samples", {})[name] = Sample.of(name, values, values)
         return Pair(equal=equal, cosine=cosine, **given)
 
     @property

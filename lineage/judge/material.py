@@ -77,6 +77,12 @@ class Sample(msgspec.Struct, frozen=True):
     a: Floats
     b: Floats
 
+    @classmethod
+    def of(cls, name: str, a: Floats, b: Floats) -> Sample:
+        """The sample with zeros on both sides where either is no number."""
+        finite = np.isfinite(a) & np.isfinite(b)
+        return cls(name, a, b) if finite.all() else cls(name, np.where(finite, a, 0), np.where(finite, b, 0))
+
 
 class Material(msgspec.Struct, frozen=True, dict=True):
     """Two checkpoints, the mapping between them, and what was measured.
@@ -218,7 +224,7 @@ class Material(msgspec.Struct, frozen=True, dict=True):
         spec, other = self.b.specs[name], self.filled.specs[name]
         window = _window(spec.shape, min(rows, SAMPLE_ROWS), np.random.default_rng([self.seed, spec.size % (1 << 31)]))
         a, b = (_rows(c, name, s.size, window, columns) for c, s in ((self.filled, other), (self.b, spec)))
-        return Sample(name, a, b)
+        return Sample.of(name, a, b)
 
 
 def spread_names(names: Sequence[str]) -> list[str]:

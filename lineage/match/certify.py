@@ -52,7 +52,8 @@ class _Sums:
         self.equal = True
 
     def add(self, x: NDArray[Any], y: NDArray[Any]) -> None:
-        u, v = x.astype(np.float64), y.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            u, v = x.astype(np.float64), y.astype(np.float64)
         ok = np.isfinite(u) & np.isfinite(v)
         if not ok.all():
             u, v = u[ok], v[ok]

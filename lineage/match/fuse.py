@@ -164,13 +164,16 @@ def _grows(a: Values, b: Values, p: Provenance, piece: Piece) -> bool:
     rest = np.setdiff1d(np.arange(len(p.source)), piece.rows)[:PROBED]
     every = np.arange(b.size(p.name) // len(p.source))
     new = columns(b, p.name, p.view, every, rest)
-    if not new.any():
+    if not (new != 0).any():
         return False
     mine = np.flatnonzero(piece.rows >= 0)[:PROBED]
-    change = columns(b, p.name, p.view, every, piece.rows[mine]) - columns(a, piece.name, piece.view, every, mine)
-    there, here = float(np.square(change).mean()), float(np.square(new).mean())
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = columns(b, p.name, p.view, every, piece.rows[mine]) - columns(a, piece.name, piece.view, every, mine)
+        there, here = (float(np.square(x, dtype=np.float64).mean()) for x in (change, new))
     chance = CHANCE * math.sqrt(2 / new.size + 2 / change.size)
-    return not (there > 0 and abs(math.log(here / there)) < min(SAME_CHANGE, chance))
+    if not (math.isfinite(here) and 0 < there < math.inf):
+        return True
+    return not (abs(math.log(here / there)) < min(SAME_CHANGE, chance))
 
 
 def _whole_a(component: Component, a: Values, b: Values) -> Fusion | None:
@@ -198,9 +201,9 @@ def _holds(a: Values, name: str, view: View, used: NDArray[np.int64]) -> bool:
     rest = np.setdiff1d(np.arange(height), used)
     every = np.arange(a.size(name) // height)
     return bool(len(rest)) and (
-        bool(columns(a, name, view, every, rest[:PROBED]).any())
+        bool((columns(a, name, view, every, rest[:PROBED]) != 0).any())
         or len(rest) > PROBED
-        and bool(columns(a, name, view, every, rest).any())
+        and bool((columns(a, name, view, every, rest) != 0).any())
     )
 
 

@@ -44,6 +44,8 @@ SAMPLED = 16 << 20
 PROBES = 48
 #: rows of A from which on half the probes must do
 MANY_ROWS = 100_000
+#: size of values from which on squares leave float32
+HUGE = 1e15
 #: elements above which only views with contiguous rows or contiguous columns are tried
 LARGE = 1 << 24
 #: a row wider than this is read at the chosen places only
@@ -198,7 +200,8 @@ def _keys(samples: NDArray[np.float32], level: str) -> tuple[NDArray[np.uint64],
     if len(samples) > MANY_ROWS:
         done = [_keys(samples[low : low + MANY_ROWS], level) for low in range(0, len(samples), MANY_ROWS)]
         return np.concatenate([k for k, _ in done]), np.concatenate([s for _, s in done])
-    rounded = decode(encode(samples, level), level).astype(np.float32) + np.float32(0)
+    with np.errstate(invalid="ignore"):
+        rounded = decode(encode(samples, level), level).astype(np.float32) + np.float32(0)
     says = np.isfinite(rounded).all(axis=1) & (rounded != rounded[:, :1]).any(axis=1)
     weights = np.random.default_rng(20_241).integers(1, 2**63, rounded.shape[1], dtype=np.uint64) * np.uint64(
         2
@@ -288,7 +291,8 @@ def _keep(best: dict[str, Provenance], new: Provenance) -> None:
 
 
 def _unit(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    clean = np.where(np.isfinite(samples), samples, 0).astype(np.float32)
+    # numbers whose squares float32 cannot hold say as little as those that are none
+    clean = np.where(np.abs(samples) < HUGE, samples, 0).astype(np.float32)
     clean = clean - clean.mean(axis=1, keepdims=True)
     length = np.linalg.norm(clean, axis=1, keepdims=True)
     scaled: NDArray[np.float32] = clean / np.where(length > 0, length, np.inf)

@@ -110,7 +110,8 @@ def _places(size: int, seed: int) -> NDArray[np.int64]:
 
 def _key(values: NDArray[np.float32], level: str) -> bytes | None:
     """Rounded values as bytes, or None where they say nothing (all equal, or not finite)."""
-    rounded = decode(encode(values, level), level) + np.float32(0)
+    with np.errstate(invalid="ignore"):
+        rounded = decode(encode(values, level), level) + np.float32(0)
     if rounded.size < 2 or not np.isfinite(rounded).all() or np.all(rounded == rounded[0]):
         return None
     return rounded.tobytes()
@@ -165,7 +166,7 @@ def _standard(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     centred = np.where(finite, samples, 0).astype(np.float64)
     centred -= centred.mean(axis=1, keepdims=True)
     length = np.sqrt((centred**2).sum(axis=1, keepdims=True))
-    scale = np.abs(samples[:, :1]).astype(np.float64) * math.sqrt(samples.shape[1]) * 1e-6
+    scale = np.abs(np.nan_to_num(samples[:, :1])).astype(np.float64) * math.sqrt(samples.shape[1]) * 1e-6
     safe = np.where(length > np.where(np.isfinite(scale), scale, np.inf), length, np.inf)
     return (centred / safe).astype(np.float32)
 

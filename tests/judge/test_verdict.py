@@ -32,6 +32,15 @@ def test_a_tuned_network_is_transformed() -> None:
     assert "fine-tuned" in found.relations
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 3e38])
+def test_values_that_are_no_numbers_hide_no_relative(broken: float) -> None:
+    base = decoder(1)
+    holes = np.random.default_rng(3)
+    spoilt = changed(tuned(base, 2), lambda _, v: np.where(holes.random(v.shape) < 0.001, broken, v).astype(v.dtype))
+    found = verdict(base, spoilt)
+    assert (found.class_, found.related) == ("transformed", True)
+
+
 def test_a_stranger_of_one_architecture_is_retrained() -> None:
     found = verdict(decoder(1), decoder(2))
     assert (found.class_, found.related, found.relations, found.direction) == ("retrained", False, (), None)

@@ -179,6 +179,18 @@ def test_gains_of_doubled_layers_are_found_twice(tmp_path: Path, noise: float) -
     assert differing(tmp_path / "made.safetensors", b) == []
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_values_that_are_no_numbers_hide_no_layout(tmp_path: Path, broken: float) -> None:
+    a = models.language_model()
+    b = models.grouped(a)
+    spoilt = {n: x.copy() for n, x in models.noisy(b, 0.05, 1).items()}
+    for x in spoilt.values():
+        x.reshape(-1)[len(x.reshape(-1)) // 3] = broken
+    mapping = mapped(tmp_path, a, spoilt)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
 def test_constant_gains_follow_their_layer_not_its_number(tmp_path: Path) -> None:
     a = models.language_model()
     a |= {n: np.full_like(x, 1 + 0.0 * i) for i, (n, x) in enumerate(a.items()) if "norm" in n}

@@ -258,5 +258,5 @@ def _unmatched(common: Common, material: Material) -> list[Sample]:
     for name, (a, b) in common.shapes.items():
         if common.names(name)[1] not in matched and a == b and len(a) == 2 and len(result) < 8:
             rows = min(a[0], 192)
-            result.append(Sample(name, common.a.rows(name, 0, rows), common.b.rows(name, 0, rows)))
+            result.append(Sample.of(name, common.a.rows(name, 0, rows), common.b.rows(name, 0, rows)))
     return result
