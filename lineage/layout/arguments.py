@@ -152,10 +152,10 @@ class _Arguments:
     def integer(self, name: str, default: int | None = None, *, needed: bool = False) -> Any:
         """A whole number."""
         value = self.given.get(name, default)
-        if value is None and not needed:
+        if value is None and default is None and not needed:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 62:
-            raise LayoutError(f"{self.word}: {name} is {'missing' if value is None else 'a whole number'}")
+            raise LayoutError(f"{self.word}: {name} is {'a whole number' if name in self.given else 'missing'}")
         return value
 
     def number(self, name: str, value: Any) -> float:

@@ -179,6 +179,8 @@ def test_a_list_that_only_one_operation_can_mean_needs_no_over() -> None:
         (rule("[{concat: {sizes: [h*dd, 2]}}]"), 'no size "dd"; did you mean "d"'),
         (rule("[{split: 3}]"), "split: takes named arguments: axis, parts, sizes, over"),
         (rule("[{split: {axis: 0}}]"), "give either parts or sizes"),
+        (rule("[{concat: {axis: }}]"), "concat: axis is a whole number"),
+        (rule("[{slice: {axis: 0, start: }}]"), "slice: start is a whole number"),
         (rule("[{slice: {start: one}}]"), "slice: start is a whole number"),
         (rule("[{take: ../../../../etc/passwd}]"), "take: takes named arguments"),
         (rule("[{take: {index: [a]}}]"), "a is no place and no range"),
