@@ -12,6 +12,7 @@ from lineage.filling import Filled
 from lineage.judge.axes import FEWEST_UNITS
 from lineage.judge.common import common_layout
 from lineage.judge.direction import find_direction
+from lineage.judge.likeness import Likeness, matched_likeness
 from lineage.judge.material import Material
 from lineage.judge.relations import Finding, find_relations
 from lineage.judge.significance import AxisTest, Significance, significance
@@ -43,6 +44,9 @@ SAME_SIZE, SAME_WIDTHS = 0.005, 0.5
 #: share of the matched content that must be equal bit by bit (after a cast) to speak for itself where no axis can
 #: be tested, and the elements it must have: 4,096 equal values of more than 64 kinds do not happen by chance
 EQUAL_SHARE, EQUAL_ELEMENTS, KINDS = 0.5, 4096, 64
+#: share of the way from mispaired matrices to equality beyond which matched ones agree for another reason than shared
+#: statistics. Zoo: strangers below 0, siblings of one initialisation 0.1, relatives that nothing disguises 0.6 to 1
+FAR_ABOVE = 0.5
 #: roles of tensors whose axes are bound to an index: heads and rotary planes
 BOUND = frozenset({"attention", "cross", "query", "key", "value"})
 
@@ -133,12 +137,15 @@ def decide(
     tested, p = material.significance, material.significance.log10_p
     equal, stands = _equal_by_itself(material), [t for t in tested.tests if t.stands_out and not t.void]
     exact = p is not None and p < SIGNIFICANT
-    related = exact or equal or bool(stands)
+    alike = None if exact or equal or stands else matched_likeness(material)
+    if alike is not None and not (material.coverage >= EQUAL_SHARE and alike.stands_out(FAR_ABOVE)):
+        alike = None
+    related = exact or equal or bool(stands) or alike is not None
     findings = look(material) if related else []
     class_ = _class(material, related, findings)
     if related and not exact:
-        p = None  # every axis that an exact test needs was reordered: effect sizes and equality decide
-    reasons = _reasons(material, class_, findings, exact=exact, equal=equal, stands=stands)
+        p = None  # there is no axis for an exact test, or each was reordered: effect sizes and equality decide
+    reasons = _reasons(material, class_, findings, exact=exact, equal=equal, stands=stands, alike=alike)
     return Verdict(
         class_=class_, related=RELATED[class_], log10_p=None if p is None else round(p, 4) + 0.0,
         coverage=round(material.coverage, 6), relations=tuple(f.tag for f in findings),
@@ -195,7 +202,14 @@ def _powerful(tested: Significance) -> bool:
 
 
 def _reasons(
-    material: Material, class_: Class, findings: list[Finding], *, exact: bool, equal: bool, stands: list[AxisTest]
+    material: Material,
+    class_: Class,
+    findings: list[Finding],
+    *,
+    exact: bool,
+    equal: bool,
+    stands: list[AxisTest],
+    alike: Likeness | None,
 ) -> list[str]:
     """Sentences, most important first."""
     tested = material.significance
@@ -209,6 +223,12 @@ def _reasons(
         reasons += [_agreement(t) for t in best if t.log10_p < SIGNIFICANT][:2]
     if stands and not exact:
         reasons.append(_effect(stands[0]) + " No exact test is left, so there is no p-value.")
+    if alike is not None:
+        reasons.append(
+            f"Three quarters of {alike.matrices} matrices correlate with A's at {alike.shown:.2f} or more, value by "
+            f"value; matrices that do not belong together reach {alike.floor:.2f}. No exact test applies, so there is "
+            "no p-value."
+        )
     if equal and not exact and class_ != "copied":
         reasons.append(f"{material.equal_share:.1%} of the matched weights are equal value by value.")
     if class_ == "retrained":
