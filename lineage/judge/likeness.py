@@ -21,6 +21,8 @@ Floats = NDArray[np.floating[Any]]
 
 #: matrices that must be looked at, and mispaired ones that each is held against at most
 FEWEST, OTHERS = 3, 4
+#: up to so many matrices all are looked at, of more some of each kind
+MOST = 24
 #: most of the matrices must reach what is reported
 QUANTILE = 0.25
 
@@ -52,7 +54,8 @@ def matched_likeness(material: Material) -> Likeness | None:
     Means of rows and columns go first: strangers of one recipe share them. What an index alone makes alike
     (identities, tables, kernels of one window) is alike between layers too, and so is in the floor.
     """
-    chosen = spread_names([pair.name for pair in material.content])
+    names = [pair.name for pair in material.content]
+    chosen = names if len(names) <= MOST else spread_names(names)
     pairs: dict[tuple[int, ...], list[tuple[Floats, Floats]]] = defaultdict(list)
     for sample in map(material.sample, chosen):
         if not sinusoidal(sample.a):

@@ -225,8 +225,8 @@ def _reasons(
         reasons.append(_effect(stands[0]) + " No exact test is left, so there is no p-value.")
     if alike is not None:
         reasons.append(
-            f"Three quarters of {alike.matrices} matrices correlate with A's at {alike.shown:.2f} or more, value by "
-            f"value; matrices that do not belong together reach {alike.floor:.2f}. No exact test applies, so there is "
+            f"Three quarters of {alike.matrices} matrices correlate with A's at {alike.shown:.3f} or more, value by "
+            f"value; matrices that do not belong together reach {alike.floor:.3f}. No exact test applies, so there is "
             "no p-value."
         )
     if equal and not exact and class_ != "copied":
