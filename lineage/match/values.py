@@ -96,6 +96,8 @@ class Values:
     def at(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Values at flat positions, in their order; reads only the ranges around them."""
         size = self.size(name)
+        if not len(positions):
+            return np.empty(0, np.float32)
         if size <= SMALL or not self.checkpoint.specs[name].plain:
             picked: NDArray[np.float32] = self.whole(name)[positions]
             return picked

@@ -179,6 +179,15 @@ def test_gains_of_doubled_layers_are_found_twice(tmp_path: Path, noise: float) -
     assert differing(tmp_path / "made.safetensors", b) == []
 
 
+def test_rows_of_a_large_matrix_in_any_order_are_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    a = {f"layers.{i}.up.weight": rng.standard_normal((1024, 96)).astype(np.float32) for i in range(2)}
+    b = {n: x[rng.permutation(len(x))] for n, x in a.items()}
+    mapping = mapped(tmp_path, a, b)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_values_that_are_no_numbers_hide_no_layout(tmp_path: Path, broken: float) -> None:
     a = models.language_model()
