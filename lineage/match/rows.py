@@ -46,7 +46,7 @@ PROBES = 48
 MANY_ROWS = 100_000
 #: size of values from which on squares leave float32
 HUGE = 1e15
-#: elements above which only views with contiguous rows or contiguous columns are tried
+#: elements above which only views are tried whose rows and columns are unbroken runs of axes, in every slab of a stack
 LARGE = 1 << 24
 #: a row wider than this is read at the chosen places only
 WIDE = 1 << 16
@@ -96,6 +96,7 @@ def views(shape: Sequence[int]) -> list[View]:
     for split in range(len(shape) - 1, -1, -1):
         found.append(View(tuple(axes[:split]), tuple(axes[split:])))
     found[1:1] = [View(tuple(axes[split:]), tuple(axes[:split])) for split in range(1, len(shape))]
+    found += [View((0, *axes[split:]), tuple(axes[1:split])) for split in range(2, len(shape))]
     if math.prod(shape) <= LARGE:
         for count in range(1, len(shape)):
             for columns in itertools.combinations(axes, count):
@@ -112,7 +113,19 @@ def columns(
     shape = values.shape(name)
     height = math.prod(shape[i] for i in view.rows)
     width = math.prod(shape[i] for i in view.columns)
-    if values.size(name) <= SMALL or not values.checkpoint.specs[name].plain or not contiguous(view):
+    plain = values.size(name) > SMALL and values.checkpoint.specs[name].plain
+    if plain and _turned_slabs(view):
+        across = height // shape[0]
+        if rows is not None:
+            slab, place = np.divmod(rows, across)
+            wanted = (slab[:, None] * width + chosen) * across + place[:, None]
+            return values.at(name, wanted.ravel()).reshape(len(rows), len(chosen))
+        slabs = [
+            np.stack([values.rows(name, at + c, at + c + 1, across)[0] for c in chosen.tolist()], axis=1)
+            for at in range(0, shape[0] * width, width)
+        ]
+        return np.concatenate(slabs)
+    if not plain or not contiguous(view):
         full = values.whole(name).reshape(shape).transpose(view.rows + view.columns).reshape(height, width)
         return full[:, chosen] if rows is None else full[rows][:, chosen]
     if view.rows and view.columns and view.rows[0] < view.columns[0] or not view.rows:
@@ -128,6 +141,12 @@ def columns(
     if rows is not None:
         return values.at(name, (chosen[None, :] * height + rows[:, None]).ravel()).reshape(len(rows), len(chosen))
     return np.stack([values.rows(name, c, c + 1, height)[0] for c in chosen.tolist()], axis=1)
+
+
+def _turned_slabs(view: View) -> bool:
+    """True where a row stands in a column of each slab of a stack."""
+    joined = view.rows[:1] + view.columns + view.rows[1:]
+    return len(view.rows) > 1 and list(joined) == list(range(len(joined)))
 
 
 def contiguous(view: View) -> bool:

@@ -65,6 +65,18 @@ def test_a_layout_is_recovered_both_ways(tmp_path: Path, layout: str, turned: bo
     assert mapping.unmatched_source == mapping.unmatched_target == ()
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_too_large_to_be_read_whole_are_mapped_alike(
+    tmp_path: Path, layout: str, turned: bool, noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("values", "rows", "strips"):
+        monkeypatch.setattr(f"lineage.match.{module}.SMALL", 256)
+    monkeypatch.setattr("lineage.match.rows.LARGE", 1 << 10)
+    test_a_layout_is_recovered_both_ways(tmp_path, layout, turned, noise)
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_a_cast_copy_is_certified_as_equal(tmp_path: Path, dtype: str) -> None:
     a = models.language_model()
