@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -33,8 +34,9 @@ WHOLE_ROWS, WHOLE_VALUES = 8, 4096
 FEWEST_ROWS, MOST_ROWS = 4, 4096
 #: matrices that are sampled at most: three a template, so that early and late layers both speak
 MOST_SAMPLES, EACH_TEMPLATE = 24, 3
-#: a first axis shorter than this is taken for a stack, not for rows
-FEW_ROWS = 16
+#: a first axis shorter than this is taken for a stack, not for rows; so is one whose rows would be longer than any
+#: convolution's
+FEW_ROWS, LONGEST_ROW = 16, 1 << 16
 #: a tensor is content from this size on, if it has two axes: norms and biases say nothing of origin
 LEAST_CONTENT = 256
 #: cosine from which a changed tensor still is the same tensor: strangers of one recipe stay below 0.45 (zoo: heads
@@ -253,7 +255,7 @@ def counters(name: str) -> tuple[int, ...]:
 
 def _window(shape: tuple[int, ...], most: int, rng: np.random.Generator) -> tuple[int, int, int]:
     """First row, rows and columns of the sampled part."""
-    while len(shape) > 2 and shape[0] < FEW_ROWS:
+    while len(shape) > 2 and (shape[0] < FEW_ROWS or math.prod(shape[1:]) > LONGEST_ROW):
         shape = (shape[0] * shape[1], *shape[2:])  # a stack of layers or experts
     rows = shape[0] if len(shape) > 1 else 1
     columns = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else (shape[0] if shape else 1)
