@@ -1,0 +1,30 @@
+"""The nearest row of many."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lineage.match import rows
+from lineage.match.rows import highest
+
+
+def _unit(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float32)
+
+
+@pytest.mark.parametrize(("noise", "strangers"), [(0.0, 0), (0.05, 0), (0.05, 40), (1.0, 0), (0.05, 500)])
+def test_near_copies_among_many_rows_are_those_that_all_products_give(
+    monkeypatch: pytest.MonkeyPatch, noise: float, strangers: int
+) -> None:
+    rng = np.random.default_rng(0)
+    theirs = rng.standard_normal((2000, 64))
+    theirs[7] = theirs[1200]  # equal rows: the first one counts
+    wanted = rng.permutation(2000)[:600]
+    copies = theirs[wanted] + noise * rng.standard_normal((600, 64))
+    mine = np.concatenate([copies, rng.standard_normal((strangers, 64))])
+    every = highest(_unit(mine), _unit(theirs))
+    monkeypatch.setattr(rows, "MOST_PRODUCTS", 1)
+    some = highest(_unit(mine), _unit(theirs))
+    np.testing.assert_array_equal(some[0], every[0])
+    np.testing.assert_allclose(some[1], every[1], rtol=1e-5)
