@@ -87,7 +87,8 @@ class GgufFile(Checkpoint):
         for first in range(start // block, -(-stop // block), step):
             count = min(step, -(-stop // block) - first)
             place = self._offsets[spec.name] + first * width
-            raw = self._file.elements(place, count * width, STORAGE["U8"]).reshape(count, width)
+            # as one long row: the package decodes 16 rows at a time, and blocks know nothing of rows
+            raw = self._file.elements(place, count * width, STORAGE["U8"]).reshape(1, count * width)
             try:
                 with np.errstate(all="ignore"):
                     decoded = dequantize(raw, kind).reshape(-1)
