@@ -65,12 +65,16 @@ def judge_briefly(
     The p-value is exact, as in a full run, over fewer units. Equality is that of the values looked at, and no
     direction is given.
     """
+    before = meter.stopped
     verdict = _judged(a, b, mapping, meter, layers=LAYERS, seed=seed)
     if verdict.related is None and meter.left:
         verdict = _judged(a, b, mapping, meter, layers=ALL_LAYERS, seed=seed)
-    if verdict.related or not unsettled:
+    if verdict.related or not (unsettled or meter.stopped > before):
         return verdict
-    told = f"{unsettled} of B's matrices could not be looked up within the limit of bytes; a larger one may tell."
+    if unsettled:
+        told = f"{unsettled} of B's matrices could not be looked up within the limit of bytes; a larger one may tell."
+    else:
+        told = "The limit of bytes was reached before every test was made; a larger one may tell."
     return msgspec.structs.replace(verdict, class_="undetermined", related=None, reasons=(told, *verdict.reasons[1:]))
 
 
@@ -78,7 +82,7 @@ def _judged(a: Checkpoint, b: Checkpoint, mapping: Mapping, meter: Meter, *, lay
     common = common_layout(a, b, mapping)
     tested = significance(common, bound_names(), seed=seed, rows=ROWS, units=ROWS * layers, blocks=layers)
     material = _Glimpse(a, b, mapping, Filled(mapping, a), common, None, tested, seed, meter)
-    return decide(material, look=_found, towards=lambda material, findings: None)
+    return decide(material, look=_found, towards=lambda material, findings: None, hold=lambda material: None)
 
 
 def _found(material: Material) -> list[Finding]:

@@ -127,17 +127,19 @@ def decide(
     *,
     look: Callable[[Material], list[Finding]] = find_relations,
     towards: Callable[[Material, list[Finding]], Literal["a-to-b", "b-to-a"] | None] = find_direction,
+    hold: Callable[[Material], Likeness | None] = matched_likeness,
 ) -> Verdict:
     """The verdict on what was gathered.
 
     Parameters
     ----------
     look, towards : find relations and direction
+    hold : holds matched matrices against mispaired ones, where no exact test speaks
     """
     tested, p = material.significance, material.significance.log10_p
     equal, stands = _equal_by_itself(material), [t for t in tested.tests if t.stands_out and not t.void]
     exact = p is not None and p < SIGNIFICANT
-    alike = None if exact or equal or stands else matched_likeness(material)
+    alike = None if exact or equal or stands else hold(material)
     if alike is not None and not (material.coverage >= EQUAL_SHARE and alike.stands_out(FAR_ABOVE)):
         alike = None
     related = exact or equal or bool(stands) or alike is not None
