@@ -30,6 +30,8 @@ TUNED, TRAINED_ON = 0.9, 0.35
 #: the first singular value left out must be this far below the last one kept; kept are those above the rounding's
 #: greatest one, times a margin for its own chance
 GAP, FLOOR = 1.8, 1.3
+#: a rank is low up to this part of the shorter side; smaller matrices have no room to show it
+ROOM = 4
 #: spacing of a format's numbers over their binade
 STEP = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23, "F64": 2.0**-52}
 #: share of a block's units at home from which it counts as the same block, and up to which as a stranger's
@@ -68,13 +70,15 @@ def partially_tuned(material: Material) -> Finding | None:
 def lora_merged(material: Material) -> Finding | None:
     """The difference has a low rank above the rounding of the storage."""
     words = {p.name: p.dtype_b if p.dtype_b in STEP else "F32" for p in material.content}
-    ranks = [low_rank(sample, words[sample.name]) for sample in material.samples]
-    found = [rank for rank in ranks if rank]
-    if not ranks or len(found) < values.MOST * len(ranks):
+    ranks = {sample.name: low_rank(sample, words[sample.name]) for sample in material.samples}
+    found = [rank for rank in ranks.values() if rank]
+    room = {s.name for s in material.samples if min(s.a.shape) >= max(ROOM * max(found, default=0), 16)}
+    told = [rank for name, rank in ranks.items() if rank or name in room]
+    if not found or len(found) < values.MOST * len(told):
         return None
-    names = sorted({_role(sample.name) for sample, rank in zip(material.samples, ranks, strict=True) if rank})
+    names = sorted({_role(name) for name, rank in ranks.items() if rank})
     text = f"the difference has rank {int(np.median(found))} above the rounding, in {', '.join(names)}"
-    return Finding("lora-merged", len(found) / len(ranks), text)
+    return Finding("lora-merged", len(found) / len(told), text)
 
 
 def low_rank(sample: Sample, word: str) -> int:
@@ -91,7 +95,7 @@ def low_rank(sample: Sample, word: str) -> int:
     sizes = np.linalg.svd(delta, compute_uv=False)
     edge = float(np.linalg.norm(_rounding(sample, STEP[word]), 2))
     above = int(np.count_nonzero(sizes > FLOOR * edge))
-    if not 0 < above <= short // 4:
+    if not 0 < above <= short // ROOM:
         return 0
     return above if sizes[above - 1] > GAP * sizes[above] else 0
 
