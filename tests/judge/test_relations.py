@@ -182,6 +182,15 @@ def test_long_training_is_continued_pretraining() -> None:
     assert tags(tuned(BASE, 2, 1.0)) == {"continued-pretraining"}
 
 
+def test_norms_that_were_tuned_alone_are_tuned_in_part() -> None:
+    found = tags(changed(BASE, lambda n, v: v * 1.05 if v.ndim == 1 else v))
+    assert {"fine-tuned", "partially-tuned"} <= found
+
+
+def test_norms_that_were_only_rounded_are_not_tuned() -> None:
+    assert "fine-tuned" not in tags(changed(BASE, lambda n, v: v * (1 + 1e-3) if v.ndim == 1 else v))
+
+
 def test_equal_parts_beside_tuned_ones_are_partially_tuned() -> None:
     other = BASE | {n: v for n, v in tuned(BASE, 2).items() if "mlp" in n}
     assert tags(other) == {"fine-tuned", "partially-tuned"}

@@ -32,6 +32,9 @@ TUNED, TRAINED_ON = 0.9, 0.35
 GAP, FLOOR = 1.8, 1.3
 #: a rank is low up to this part of the shorter side; smaller matrices have no room to show it
 ROOM = 4
+#: relative change of a vector that counts as tuned: more than rounding to bf16, less than a vector of another network
+#: (norms that were tuned alone move by 0.01 to 0.3), and the share of the vectors that must have moved
+VECTORS, LEAST_VECTORS = (4e-3, 1.0), 0.3
 #: spacing of a format's numbers over their binade
 STEP = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23, "F64": 2.0**-52}
 #: share of a block's units at home from which it counts as the same block, and up to which as a stranger's
@@ -43,10 +46,24 @@ BEGINNING = 0.6
 def fine_tuned(material: Material) -> Finding | None:
     """Content changed a little, and nothing else explains it."""
     mean = material.asked(_tuned)
-    if mean is None or mean < TUNED:
+    if mean is None:
+        return _small_ones(material)
+    if mean < TUNED:
         return None
     count = f"{len(material.changed)} of {len(material.content)} matrices"
     return Finding("fine-tuned", 1.0, f"{count} differ a little: mean cosine {mean:.4f}")
+
+
+def _small_ones(material: Material) -> Finding | None:
+    """All matrices are equal, and the vectors beside them (norms, biases) are not."""
+    if not material.content or material.changed or material.asked(values.quantized) is not None:
+        return None
+    vectors = [p for p in material.pairs if not p.content and p.size > 1 and p.rel_l2 is not None]
+    moved = [p for p in vectors if not p.equal and VECTORS[0] < (p.rel_l2 or 0.0) < VECTORS[1]]
+    if len(moved) < LEAST_VECTORS * len(vectors) or not moved:
+        return None
+    text = f"all matrices are equal, and {len(moved)} of {len(vectors)} vectors (norms, biases) were tuned"
+    return Finding("fine-tuned", 1.0, text)
 
 
 def continued_pretraining(material: Material) -> Finding | None:
@@ -60,6 +77,8 @@ def continued_pretraining(material: Material) -> Finding | None:
 
 def partially_tuned(material: Material) -> Finding | None:
     """Some content is equal and the rest was tuned."""
+    if material.asked(_small_ones) is not None:
+        return Finding("partially-tuned", 0.0, "only norms and biases were tuned")
     if material.asked(_tuned) is None or not 0.01 < material.equal_share < 0.99:
         return None
     same = [p for p in material.content if p.equal]

@@ -19,6 +19,7 @@ __all__ = [
     "Diagonal",
     "beginning",
     "diagonal_fit",
+    "edge",
     "gridded",
     "noised",
     "quantized",
@@ -138,7 +139,7 @@ def noised(material: Material) -> Finding | None:
     floor = max(ROUNDING.get(word, ROUNDING["BF16"]) for p in material.alike for word in (p.dtype_a, p.dtype_b))
     if min(sizes) < floor or max(sizes) > EVEN * min(sizes) or material.asked(sparsified) is not None:
         return None
-    edges = [_edge(sample) for sample in material.samples if min(sample.a.shape) >= 16]
+    edges = [edge(s.b.astype(np.float64) - s.a) for s in material.samples if min(s.a.shape) >= 16]
     if not edges or float(np.mean(np.array(edges) < EDGE)) < MOST or material.asked(quantized) is not None:
         return None
     size = float(np.mean(sizes))
@@ -146,11 +147,11 @@ def noised(material: Material) -> Finding | None:
     return Finding("noised", 1.0, text)
 
 
-def _edge(sample: Sample) -> float:
-    """Largest singular value of the difference over that of a random matrix of its size."""
-    delta = sample.b.astype(np.float64) - sample.a
-    spread = float(delta.std())
-    return float(np.linalg.norm(delta, 2)) / (spread * sum(n**0.5 for n in delta.shape)) if spread else np.inf
+def edge(values: Floats) -> float:
+    """Largest singular value over that of a random matrix of this size and spread: 1 for noise."""
+    values = values.astype(np.float64)
+    spread = float(values.std())
+    return float(np.linalg.norm(values, 2)) / (spread * sum(n**0.5 for n in values.shape)) if spread else np.inf
 
 
 class Diagonal:
