@@ -230,7 +230,7 @@ def _judged(
     """One component, measured and judged."""
     from lineage.judge import judge
     from lineage.judge.align import align
-    from lineage.judge.undone import with_alignment
+    from lineage.judge.undone import left_over, with_alignment
     from lineage.measure.compare import compare, compare_mapped
     from lineage.report.document import Part
 
@@ -248,8 +248,9 @@ def _judged(
         aligned = align(one, two, mapping, seed=seed, threads=threads)
         if aligned is not None and aligned.holds:
             told.step(f"measuring what was undone{where}")
-            mapping, verdict = aligned.mapping, with_alignment(verdict, aligned)
+            mapping = aligned.mapping
             comparison = compare_mapped(mapping, one, two, progress=told.count, **options)
+            verdict = with_alignment(verdict, aligned, left_over(one, two, aligned, comparison, seed=seed))
     return Part(a=a_name, b=b_name, parameters=two.parameters, mapping=mapping, comparison=comparison, verdict=verdict)
 
 

@@ -23,6 +23,8 @@ Floats = NDArray[np.floating[Any]]
 
 #: elements of a tensor that are read at most, in so many runs; weights come out within 0.001 (zoo: bf16 merges)
 EACH, RUNS = 1 << 16, 8
+#: ... of which so many are kept one by one, and values of all tensors together
+PICKED, ALL_PICKED = 1024, 1 << 16
 #: tensors that are read at most, evenly over the file
 MOST = 1024
 #: smaller tensors and vectors take no part: rounding covers what a merge does to them
@@ -51,6 +53,8 @@ class Gathered(msgspec.Struct, frozen=True):
         scaled up to the whole tensor
     rounding : for each tensor, the squared norm that rounding to B's dtype leaves
     counts : elements sampled of each tensor
+    values : some single values: of each source's difference from B, then B; shape (sources + 1, values)
+    errors : the greatest error that rounding to B's dtype makes of each of them, 0 where it is unknown
     left_out : candidates without a counterpart for most of B
     """
 
@@ -58,13 +62,17 @@ class Gathered(msgspec.Struct, frozen=True):
     products: Floats
     rounding: Floats
     counts: NDArray[np.int64]
+    values: Floats
+    errors: Floats
     left_out: tuple[str, ...] = ()
 
     def __add__(self, other: Gathered) -> Gathered:
         """Both parts of a pipeline together; the sources must be the same."""
         return Gathered(
             self.labels, np.concatenate([self.products, other.products]),
-            np.concatenate([self.rounding, other.rounding]), np.concatenate([self.counts, other.counts]), self.left_out,
+            np.concatenate([self.rounding, other.rounding]), np.concatenate([self.counts, other.counts]),
+            np.concatenate([self.values, other.values], axis=1), np.concatenate([self.errors, other.errors]),
+            self.left_out,
         )  # fmt: skip
 
 
@@ -108,10 +116,12 @@ def gather(
         return None
     if len(shared) > MOST:
         shared = [shared[int(at)] for at in np.linspace(0, len(shared) - 1, MOST)]
-    found = [_products([source for _, source in sources], b, spec, seed) for spec in shared]
+    most = min(PICKED, ALL_PICKED // len(shared))
+    found = [_products([source for _, source in sources], b, spec, seed, most) for spec in shared]
     return Gathered(
         tuple(label for label, _ in sources), np.stack([f[0] for f in found]), np.array([f[1] for f in found]),
-        np.array([f[2] for f in found]), tuple(left_out),
+        np.array([f[2] for f in found]), np.concatenate([f[3] for f in found], axis=1),
+        np.concatenate([f[4] for f in found]), tuple(left_out),
     )  # fmt: skip
 
 
@@ -125,8 +135,10 @@ def _has(source: Checkpoint, spec: TensorSpec) -> bool:
     return found is not None and found.size == spec.size and _content(found)
 
 
-def _products(sources: Sequence[Checkpoint], b: Checkpoint, spec: TensorSpec, seed: int) -> tuple[Floats, float, int]:
-    """Inner products over a sample of one tensor, what rounding leaves of it, and the sample's size."""
+def _products(
+    sources: Sequence[Checkpoint], b: Checkpoint, spec: TensorSpec, seed: int, most: int
+) -> tuple[Floats, float, int, Floats, Floats]:
+    """Inner products over a sample of one tensor, what rounding leaves of it, the sample's size, and some values."""
     length = min(spec.size, EACH) // (RUNS if spec.size > EACH else 1)
     edges = np.linspace(0, spec.size, RUNS + 1 if spec.size > EACH else 2).astype(np.int64)
     draw = np.random.default_rng([seed, spec.size])
@@ -144,4 +156,6 @@ def _products(sources: Sequence[Checkpoint], b: Checkpoint, spec: TensorSpec, se
     variance = rounding_variance(target, spec.dtype)
     scale = spec.size / max(1, target.size)
     rounding = 0.0 if variance is None else float(variance.sum())
-    return columns @ columns.T * scale, rounding * scale, int(target.size)
+    some = np.sort(draw.permutation(target.size)[:most])
+    errors = np.zeros(len(some)) if variance is None else np.sqrt(3 * variance[some])
+    return columns @ columns.T * scale, rounding * scale, int(target.size), columns[:, some], errors

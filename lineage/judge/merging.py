@@ -2,8 +2,9 @@
 
 The model is B - A = Σ w (C - A), w not negative, with one weight for each candidate C: linear merges and task
 arithmetic are of this kind (Wortsman et al., "Model soups", ICML 2022; Ilharco et al., "Editing Models with Task
-Arithmetic", ICLR 2023). Where B does not come from A the nearest candidate takes A's place. What a fit leaves over is
-held against what rounding to B's dtype must leave; only a fit that leaves no more names all parents.
+Arithmetic", ICLR 2023); merges that pick single values are left to `picking`. Where B does not come from A the nearest
+candidate takes A's place. What a fit leaves over is held against what rounding to B's dtype must leave; only a fit
+that leaves no more names all parents.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.judge.candidates import Gathered
+from lineage.judge.picking import Picked, pick
 from lineage.judge.relations.finding import Finding
 from lineage.judge.verdict import Verdict
 
@@ -46,6 +48,9 @@ NEVER = 0.5
 PARTIAL, SPREAD = 0.2, 0.5
 #: further than this from 1 in all, the weights are no plain average; A has the rest
 WHOLE = 0.005
+#: times the greatest error of rounding that a single value may be off (the parents may have been rounded as well), and
+#: share of its size that arithmetic in float32 may cost
+SLACK, EXACTLY = 1.5, 3e-7
 #: stands for the error of a weight that nothing determines
 UNTOLD = 9.0
 #: between these multiples of what a sphere makes the scale counts as that of a spherical interpolation
@@ -94,6 +99,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     spherical : the scale is that of a spherical interpolation (slerp)
     complete : nothing is left but rounding
     by_tensor : ... once every tensor has weights of its own
+    picked : B's values are single ones of the sources', or sums of their changes (TIES, DARE)
     assembled : ... and every tensor is that of one source, so that B may as well be what they all come from
     merged : two parts at least, and enough is explained
     tensors, elements : sampled
@@ -117,6 +123,7 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     elements: int
     left_out: tuple[str, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
+    picked: Picked | None = None
 
     @property
     def rest(self) -> float:
@@ -139,6 +146,8 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
         """What the fit says, for people."""
         if not self.merged:
             return self._not_merged()
+        if self.picked is not None:
+            return self._picked_sentence(self.picked)
         said = [self.formula]
         if self.base == "A" and abs(self.rest) < WHOLE:
             said.append("A itself takes no part")
@@ -159,6 +168,18 @@ class Merge(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def _parts(self) -> list[Share]:
         return [share for share in self.shares if share.counts]
+
+    def _picked_sentence(self, picked: Picked) -> str:
+        """What was added to single values."""
+        names = [(share.name, factor) for share, factor in zip(self.shares, picked.factors, strict=True) if factor]
+        parts = ", ".join(f"{factor:.2f}·({name} − {self.base})" for name, factor in names)
+        several = "the mean of several" if picked.averaged else "the sum of several"
+        kept = f"{1 - picked.kept:.0%} of the values are {self.base}'s own"
+        how = "as TIES merging leaves it" if picked.averaged else "as DARE leaves it"
+        return (
+            f"B = {self.base} with one of {parts} added to single values, or {several}, {how}: that explains "
+            f"{picked.explained:.0%} of what was added, and {kept}"
+        )
 
     def _not_merged(self) -> str:
         """Why this is no merge of the candidates."""
@@ -217,14 +238,32 @@ def weigh(gathered: Gathered) -> Merge | None:
         assembled=apart and mixed < MIXED, merged=False, tensors=len(each),
         elements=elements, left_out=gathered.left_out, twins=twins,
     )  # fmt: skip
+    if not (complete or merge.by_tensor or merge.assembled):
+        picked = _picked(gathered, base, others)
+        if picked is not None:
+            shares = tuple(
+                msgspec.structs.replace(share, weight=factor, error=0.0, low=factor, high=factor)
+                for share, factor in zip(shares, picked.factors, strict=True)
+            )
+            return msgspec.structs.replace(merge, picked=picked, shares=shares, merged=True)
     return msgspec.structs.replace(merge, merged=_merged(merge))
+
+
+def _picked(gathered: Gathered, base: int, others: Sequence[int]) -> Picked | None:
+    """What was added value by value to the base."""
+    values, own = gathered.values, gathered.values[base]
+    if not len(others):
+        return None
+    size = np.abs(values[-1]) + np.abs(values[-1] + own)
+    errors = gathered.errors * SLACK + EXACTLY * size
+    return pick(np.stack([values[k] - own for k in others]), -own, errors)
 
 
 def with_merge(verdict: Verdict, merge: Merge) -> Verdict:
     """The verdict with what the fit says: the relation `merged` where A is a part of it, and the reason in any case."""
     findings, said = list(verdict.findings), merge.sentence
     if merge.merged and merge.base == "A":
-        if merge.complete:  # nothing is left that training would have to explain
+        if merge.complete or merge.picked is not None:  # nothing is left that training would have to explain
             findings = [f for f in findings if f.tag not in ("fine-tuned", "continued-pretraining")]
         gone = {f.sentence[0].upper() + f.sentence[1:] + "." for f in verdict.findings if f not in findings}
         at = next((k for k, f in enumerate(findings) if f.tag in _LATER), len(findings))

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from lineage.judge.material import Sample
 from lineage.judge.relations import RELATIONS
+from lineage.judge.relations.grids import find_grid
 from lineage.judge.relations.training import low_rank
-from lineage.judge.relations.values import diagonal_fit, lattice
+from lineage.judge.relations.values import diagonal_fit
 from lineage.layout.mapping import Mapping, Rule
-from lineage.layout.operations import Concat, Pad, Rearrange
+from lineage.layout.operations import Concat, Pad, Rearrange, Slice
 from tests.judge.networks import HIDDEN, LAYERS, WIDTH, Arrays, changed, decoder, tuned, verdict
 
 Changer = Callable[[str, NDArray[Any]], NDArray[Any]]
@@ -159,6 +160,14 @@ def test_white_noise_of_one_size_is_noised(size: float) -> None:
     assert not found & {"fine-tuned", "quantized", "lora-merged"}
 
 
+def test_faint_noise_on_float32_is_noised() -> None:
+    assert "noised" in tags(noisy(0.001))
+
+
+def test_pruned_weights_are_not_noised_as_well() -> None:
+    assert "noised" not in tags(content(pruned))
+
+
 def test_zeros_are_sparsified_and_the_pruned_side_is_the_child() -> None:
     one, two = verdict(BASE, content(pruned)), verdict(content(pruned), BASE)
     assert "sparsified" in one.relations
@@ -171,6 +180,15 @@ def test_small_steps_everywhere_are_fine_tuned() -> None:
 
 def test_long_training_is_continued_pretraining() -> None:
     assert tags(tuned(BASE, 2, 1.0)) == {"continued-pretraining"}
+
+
+def test_norms_that_were_tuned_alone_are_tuned_in_part() -> None:
+    found = tags(changed(BASE, lambda n, v: v * 1.05 if v.ndim == 1 else v))
+    assert {"fine-tuned", "partially-tuned"} <= found
+
+
+def test_norms_that_were_only_rounded_are_not_tuned() -> None:
+    assert "fine-tuned" not in tags(changed(BASE, lambda n, v: v * (1 + 1e-3) if v.ndim == 1 else v))
 
 
 def test_equal_parts_beside_tuned_ones_are_partially_tuned() -> None:
@@ -188,6 +206,18 @@ def test_a_low_rank_difference_is_a_merged_lora(rank: int, word: str) -> None:
     assert any(f"rank {rank} " in finding.sentence for finding in found.findings)
 
 
+def test_an_adapter_that_fills_small_matrices_shows_in_the_large_ones() -> None:
+    rng = np.random.default_rng(6)
+
+    def add(name: str, values: NDArray[Any]) -> Any:
+        update = rng.standard_normal((values.shape[0], 8)) @ rng.standard_normal((8, values.shape[1]))
+        return values + (0.1 * values.std() * update / 4 if "mlp" in name or ".k." in name else 0)
+
+    base = changed(BASE, lambda name, values: values[:16] if ".k." in name else values)
+    found = verdict(base, changed(base, lambda name, values: add(name, values) if values.ndim > 1 else values))
+    assert "lora-merged" in found.relations
+
+
 def test_a_difference_of_nearly_full_rank_is_no_lora() -> None:
     assert "lora-merged" not in tags(adapted(14))
 
@@ -200,6 +230,12 @@ def test_missing_layers_are_depth_pruned() -> None:
 def test_repeated_layers_are_depth_grown() -> None:
     found = verdict(BASE, *layers([0, 1, 2, 1, 2, 3]))
     assert (found.relations, found.direction) == (("depth-grown",), "a-to-b")
+
+
+def test_a_base_without_its_clones_is_no_child_of_theirs() -> None:
+    grown, mapping = layers([0, 1, 1, 2, 3])
+    found = verdict(grown, BASE, mapping.inverse())
+    assert ("depth-pruned" in found.relations, found.direction) == (True, "b-to-a")
 
 
 def test_swapped_layers_are_reordered() -> None:
@@ -233,6 +269,14 @@ def test_new_rows_of_the_embedding_extend_the_vocabulary() -> None:
     rules = tuple(Rule(to=(n,), source=(n,), ops=pad if n in ("embed.weight", "head.weight") else ()) for n in BASE)
     found = verdict(BASE, other, Mapping(rules=rules))
     assert (found.relations, found.direction) == (("vocabulary-extended",), "a-to-b")
+
+
+def test_a_vocabulary_that_was_cut_makes_nobody_the_child() -> None:
+    rules = [Rule(to=(n,), source=(n,)) for n in BASE if n not in ("embed.weight", "head.weight")]
+    ends = [Rule(to=(n,), source=(n,), ops=(Slice(0, 0, 60),)) for n in ("embed.weight", "head.weight")]
+    shorter = {n: v[:60] if n in ("embed.weight", "head.weight") else v for n, v in BASE.items()}
+    found = verdict(BASE, shorter, Mapping(rules=(*rules, *ends)))
+    assert ("vocabulary-extended" in found.relations, found.direction) == (True, None)
 
 
 def test_one_mlp_in_several_experts_is_upcycled() -> None:
@@ -275,12 +319,14 @@ def test_no_stranger_has_any_tag(tag: str) -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_trained_weights_stand_on_no_lattice(seed: int) -> None:
-    assert lattice(np.random.default_rng(seed).standard_normal((24, 64)).astype(np.float16).astype(np.float32)) is None
+    assert (
+        find_grid(np.random.default_rng(seed).standard_normal((24, 64)).astype(np.float16).astype(np.float32)) is None
+    )
 
 
 def test_weights_stored_in_bf16_stand_on_no_lattice() -> None:
     values = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
-    assert lattice((values.view(np.uint32) & 0xFFFF0000).view(np.float32)) is None
+    assert find_grid((values.view(np.uint32) & 0xFFFF0000).view(np.float32)) is None
 
 
 def test_noise_has_no_low_rank() -> None:

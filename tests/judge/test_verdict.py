@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lineage.layout.mapping import Mapping, Rule
-from lineage.layout.operations import Take
+from lineage.layout.operations import Slice, Take
 from tests.judge.networks import HIDDEN, LAYERS, Arrays, changed, decoder, tuned, verdict
 
 
@@ -63,6 +63,46 @@ def test_an_embedding_alone_is_a_shared_part() -> None:
     assert found.related is True
     assert "partially-shared" in found.relations
     assert any("embed.weight" in reason for reason in found.reasons)
+
+
+def test_a_student_with_its_teachers_channels_and_none_of_its_weights_is_no_relative() -> None:
+    teacher, student = decoder(1), decoder(2)
+    noise = decoder(3)["head.weight"]
+    found = verdict(teacher, student | {"head.weight": teacher["head.weight"] + noise})
+    assert (found.class_, found.related) == ("retrained", False)
+    assert found.log10_p is not None
+    assert found.log10_p > -2
+    assert any("training on A's features" in reason for reason in found.reasons)
+
+
+def test_attention_that_was_copied_between_strangers_is_found() -> None:
+    base, other = decoder(1), decoder(2)
+    found = verdict(base, other | {n: v for n, v in base.items() if ".v." in n or ".o." in n})
+    assert (found.class_, found.log10_p) == ("transformed", None)
+    assert "partially-shared" in found.relations
+
+
+def test_an_initialisation_that_strangers_kept_accuses_nobody() -> None:
+    base, other = decoder(1), decoder(2)
+    rng = np.random.default_rng(7)
+    untrained = {n: rng.standard_normal(v.shape).astype(np.float32) for n, v in base.items() if "attn" in n}
+    assert verdict(base | untrained, other | untrained).related is False
+
+
+def test_tables_that_anyone_computes_accuse_nobody() -> None:
+    angle = np.arange(64)[:, None] / 10000 ** (np.arange(16) / 16)
+    table = np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+    tables = {f"layers.{i}.attn.table": table * (i + 1) for i in range(LAYERS)}
+    assert verdict(decoder(1) | tables, decoder(2) | tables).related is False
+
+
+def test_layers_without_half_of_their_heads_are_no_copy() -> None:
+    base = decoder(1)
+    half = {n: v[:, :16] if ".o." in n else v[:16] if "attn" in n else v for n, v in base.items()}
+    kept = {n: (Slice(1 if ".o." in n else 0, 0, 16),) if "attn" in n else () for n in base}
+    found = verdict(base, half, Mapping(rules=tuple(Rule(to=(n,), source=(n,), ops=kept[n]) for n in base)))
+    assert found.class_ == "transformed"
+    assert "width-pruned" in found.relations
 
 
 def test_layers_alone_are_a_shared_part_that_is_named() -> None:

@@ -24,6 +24,7 @@ from lineage.layout.operations import (
 
 __all__ = [
     "cast",
+    "cut",
     "depth_grown",
     "depth_pruned",
     "expert_upcycled",
@@ -194,19 +195,57 @@ def width_grown(material: Material) -> Finding | None:
 
 
 def _width(material: Material, tag: str) -> Finding | None:
-    cut = []
+    changed = []
     for name, (a, b) in material.common.shapes.items():
         if a != b and len(a) == len(b) and len(b) > 1 and counters(name):
             pruned = all(y <= x for x, y in zip(a, b, strict=True))
             grown = all(y >= x for x, y in zip(a, b, strict=True))
             if (tag == "width-pruned") is pruned and pruned != grown:
-                cut.append((name, a, b))
-    if not cut:
+                changed.append((name, a, b))
+    if changed:
+        name, a, b = changed[0]
+        size = "narrower" if tag == "width-pruned" else "wider"
+        text = f"{len(changed)} matrices in layers are {size}: {name} has shape {list(a)} in A and {list(b)} in B"
+        return Finding(tag, 1.0, text)
+    lost = {name: n for name, n in material.asked(cut).items() if counters(name)} if tag == "width-pruned" else {}
+    if not lost:
         return None
-    name, a, b = cut[0]
-    size = "narrower" if tag == "width-pruned" else "wider"
-    text = f"{len(cut)} matrices in layers are {size}: {name} has shape {list(a)} in A and {list(b)} in B"
+    name, gone = next(iter(lost.items()))
+    text = f"{len(lost)} matrices in layers are narrower: of {name} in A, {gone} elements have no place in B"
     return Finding(tag, 1.0, text)
+
+
+def cut(material: Material) -> dict[str, int]:
+    """Elements that matched tensors leave out of A's matrices, by A's name; only where there are some.
+
+    Tensors that are laid out anew together are counted together: what one of them leaves out another may hold.
+    """
+    parent: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def root(node: tuple[int, str]) -> tuple[int, str]:
+        while parent.setdefault(node, node) != node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    given: set[tuple[str, ...]] = set()
+    for i in material.instances:
+        if i.target_names in given:  # another layer of A that is the same
+            continue
+        given.add(i.target_names)
+        nodes = [*((0, n) for n in i.source_names), *((1, n) for n in i.target_names)]
+        for node in nodes[1:]:
+            parent[root(node)] = root(nodes[0])
+    left: dict[tuple[int, str], int] = defaultdict(int)
+    for side, name in list(parent):
+        spec = (material.b if side else material.a).specs.get(name)
+        left[root((side, name))] += 0 if spec is None else -spec.size if side else spec.size
+    lost: dict[str, int] = {}
+    for side, name in parent:
+        gone = left[root((side, name))]
+        if side == 0 and gone > 0 and len(material.a.specs[name].shape) > 1:
+            lost[name] = gone
+            left[root((side, name))] = 0
+    return lost
 
 
 def vocabulary_extended(material: Material) -> Finding | None:

@@ -30,6 +30,11 @@ TUNED, TRAINED_ON = 0.9, 0.35
 #: the first singular value left out must be this far below the last one kept; kept are those above the rounding's
 #: greatest one, times a margin for its own chance
 GAP, FLOOR = 1.8, 1.3
+#: a rank is low up to this part of the shorter side; smaller matrices have no room to show it
+ROOM = 4
+#: relative change of a vector that counts as tuned: more than rounding to bf16, less than a vector of another network
+#: (norms that were tuned alone move by 0.01 to 0.3), and the share of the vectors that must have moved
+VECTORS, LEAST_VECTORS = (4e-3, 1.0), 0.3
 #: spacing of a format's numbers over their binade
 STEP = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23, "F64": 2.0**-52}
 #: share of a block's units at home from which it counts as the same block, and up to which as a stranger's
@@ -41,10 +46,24 @@ BEGINNING = 0.6
 def fine_tuned(material: Material) -> Finding | None:
     """Content changed a little, and nothing else explains it."""
     mean = material.asked(_tuned)
-    if mean is None or mean < TUNED:
+    if mean is None:
+        return _small_ones(material)
+    if mean < TUNED:
         return None
     count = f"{len(material.changed)} of {len(material.content)} matrices"
     return Finding("fine-tuned", 1.0, f"{count} differ a little: mean cosine {mean:.4f}")
+
+
+def _small_ones(material: Material) -> Finding | None:
+    """All matrices are equal, and the vectors beside them (norms, biases) are not."""
+    if not material.content or material.changed or material.asked(values.quantized) is not None:
+        return None
+    vectors = [p for p in material.pairs if not p.content and p.size > 1 and p.rel_l2 is not None]
+    moved = [p for p in vectors if not p.equal and VECTORS[0] < (p.rel_l2 or 0.0) < VECTORS[1]]
+    if len(moved) < LEAST_VECTORS * len(vectors) or not moved:
+        return None
+    text = f"all matrices are equal, and {len(moved)} of {len(vectors)} vectors (norms, biases) were tuned"
+    return Finding("fine-tuned", 1.0, text)
 
 
 def continued_pretraining(material: Material) -> Finding | None:
@@ -58,6 +77,8 @@ def continued_pretraining(material: Material) -> Finding | None:
 
 def partially_tuned(material: Material) -> Finding | None:
     """Some content is equal and the rest was tuned."""
+    if material.asked(_small_ones) is not None:
+        return Finding("partially-tuned", 0.0, "only norms and biases were tuned")
     if material.asked(_tuned) is None or not 0.01 < material.equal_share < 0.99:
         return None
     same = [p for p in material.content if p.equal]
@@ -68,13 +89,15 @@ def partially_tuned(material: Material) -> Finding | None:
 def lora_merged(material: Material) -> Finding | None:
     """The difference has a low rank above the rounding of the storage."""
     words = {p.name: p.dtype_b if p.dtype_b in STEP else "F32" for p in material.content}
-    ranks = [low_rank(sample, words[sample.name]) for sample in material.samples]
-    found = [rank for rank in ranks if rank]
-    if not ranks or len(found) < values.MOST * len(ranks):
+    ranks = {sample.name: low_rank(sample, words[sample.name]) for sample in material.samples}
+    found = [rank for rank in ranks.values() if rank]
+    room = {s.name for s in material.samples if min(s.a.shape) >= max(ROOM * max(found, default=0), 16)}
+    told = [rank for name, rank in ranks.items() if rank or name in room]
+    if not found or len(found) < values.MOST * len(told):
         return None
-    names = sorted({_role(sample.name) for sample, rank in zip(material.samples, ranks, strict=True) if rank})
+    names = sorted({_role(name) for name, rank in ranks.items() if rank})
     text = f"the difference has rank {int(np.median(found))} above the rounding, in {', '.join(names)}"
-    return Finding("lora-merged", len(found) / len(ranks), text)
+    return Finding("lora-merged", len(found) / len(told), text)
 
 
 def low_rank(sample: Sample, word: str) -> int:
@@ -91,7 +114,7 @@ def low_rank(sample: Sample, word: str) -> int:
     sizes = np.linalg.svd(delta, compute_uv=False)
     edge = float(np.linalg.norm(_rounding(sample, STEP[word]), 2))
     above = int(np.count_nonzero(sizes > FLOOR * edge))
-    if not 0 < above <= short // 4:
+    if not 0 < above <= short // ROOM:
         return 0
     return above if sizes[above - 1] > GAP * sizes[above] else 0
 

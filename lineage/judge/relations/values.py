@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.dtypes import FLOATS, STORAGE
 from lineage.judge.common import Common
-from lineage.judge.material import Material, Sample
+from lineage.judge.material import FEW_ROWS, WHOLE_ROWS, WHOLE_VALUES, Material, Sample
 from lineage.judge.relations.finding import Finding
+from lineage.judge.relations.grids import Grid, find_grid
 
 __all__ = [
     "Diagonal",
+    "beginning",
     "diagonal_fit",
-    "lattice",
+    "edge",
+    "gridded",
     "noised",
     "quantized",
     "rescaled",
@@ -28,21 +33,13 @@ Floats = NDArray[np.floating[Any]]
 
 #: share of sampled matrices that must show a property of values
 MOST = 0.8
-#: block lengths of the common integer formats along a row; 0 stands for the whole row
-BLOCKS = (32, 64, 128, 16, 0)
-#: blocks whose different values are counted first: a lattice has no more than its codes
-FEW_BLOCKS = 4
-#: levels of the common integer formats: bits and the greatest code
-LEVELS = ((4, 7), (4, 8), (8, 127), (3, 3), (3, 4), (5, 15), (5, 16), (6, 31), (6, 32), (2, 1), (2, 2))
-#: mean distance to the next code, in steps, over small codes: uniform values give 0.25, int8 stored as bf16 0.02
-OFF_LATTICE = 0.08
 #: exact zeros beyond A's that count as pruning; trained weights in bf16 have below 0.001
 SPARSE = 0.05
 #: white noise: relative size alike in all matrices (largest over smallest; zoo: noise 1.04, tuning 2.8 and more), and
 #: the largest singular value no further than this beyond the edge of a random matrix (zoo: noise 1.02, ft 1.5 to 5)
 EVEN, EDGE = 1.15, 1.25
-#: rounding of bf16 leaves 1.7e-3; a difference of that size is a cast
-ROUNDING = 3e-3
+#: twice the relative difference that storage leaves (bf16 1.7e-3, f16 2e-4): up to there it is a cast
+ROUNDING = {"BF16": 6e-3, "F16": 8e-4, "F32": 1e-6, "F64": 1e-12}
 #: elementwise B/A that is one factor a row times one a column: deviation of its logarithm that 95 % of the elements
 #: keep to (bf16 leaves 0.008, tuning 0.15 and more)
 DIAGONAL = 0.03
@@ -67,57 +64,57 @@ def quantized(material: Material) -> Finding | None:
         other = {p.dtype_a if side == "B" else p.dtype_b for p in pairs}
         if words and other & set(FLOATS):
             return Finding("quantized", 1.0, f"{side} is stored as {', '.join(words)}")
-    found = [lattice(sample.b) for sample in material.rows]
-    base = [lattice(sample.a) for sample in material.rows]
-    for side, on, off in (("B", found, base), ("A", base, found)):
-        hits = [x for x, y in zip(on, off, strict=True) if x is not None and y is None]
-        if hits and len(hits) >= MOST * len(on):
-            bits, block = max(set(hits), key=hits.count)
-            where = f"blocks of {block}" if block else "rows"
-            return Finding("quantized", len(hits) / len(on), f"{side}'s values stand on {bits}-bit lattices by {where}")
+    for side in ("B", "A"):
+        hits = material.asked(_on_grids_b if side == "B" else _on_grids_a)
+        if hits:
+            grids = [grid for _, grid in hits]
+            grid = max(set(grids), key=grids.count)
+            return Finding("quantized", 1.0, f"{side}'s values stand on {grid}")
     return None
 
 
-def lattice(rows: Floats) -> tuple[int, int] | None:
-    """Bits and block length of the lattice on which the values stand, or None.
+def gridded(material: Material, side: str) -> list[tuple[str, Grid]]:
+    """B's names of sampled matrices that stand on a grid on this side and not on the other; empty if they are few."""
+    return material.asked(_on_grids_b if side == "B" else _on_grids_a)
 
-    Parameters
-    ----------
-    rows : (rows, columns)
 
-    Notes
-    -----
-    The step is the largest value of a block over the greatest code. Distances are taken at codes up to 16, where
-    storage in bf16 moves a value by less than a tenth of a step.
+def _on_grids_b(material: Material) -> list[tuple[str, Grid]]:
+    return _on_grids(material, lambda name: [(material.b, name)], lambda name: _origins(material, name))
 
-    Examples
-    --------
-    >>> rng = np.random.default_rng(0)
-    >>> w = rng.standard_normal((16, 64)).astype(np.float32)
-    >>> step = np.abs(w).max(axis=1, keepdims=True) / 127
-    >>> lattice(np.round(w / step) * step), lattice(w)
-    ((8, 0), None)
-    """
-    best, fit = OFF_LATTICE, None
-    for bits, top in LEVELS:
-        for block in BLOCKS:
-            length = block or rows.shape[1]
-            if rows.shape[1] % length or length < 16 or block == rows.shape[1]:
-                continue
-            blocks = rows.reshape(-1, length).astype(np.float64)
-            if max(len(np.unique(np.abs(one))) for one in blocks[:FEW_BLOCKS]) > top + 1:
-                continue
-            most = np.abs(blocks).max(axis=1, keepdims=True)
-            blocks, most = blocks[most[:, 0] > 0], most[most[:, 0] > 0]
-            if not len(blocks):
-                return None
-            codes = blocks * (top / most)
-            small = (np.abs(codes) < min(16.5, top - 0.4)) & (blocks != 0)
-            off = np.abs(codes - np.round(codes))[small & (np.abs(codes) > 0.4)]
-            zeros = float(np.mean((np.abs(codes) < 0.4) & (blocks != 0)))
-            if len(off) >= 64 and zeros < 0.02 and float(off.mean()) < best:
-                best, fit = float(off.mean()), (bits, block)
-    return fit
+
+def _on_grids_a(material: Material) -> list[tuple[str, Grid]]:
+    return _on_grids(material, lambda name: _origins(material, name), lambda name: [(material.b, name)])
+
+
+def _origins(material: Material, name: str) -> list[tuple[Checkpoint, str]]:
+    return [(material.a, origin) for origin in material.filled.origins[name] if origin in material.a.specs]
+
+
+def _on_grids(
+    material: Material,
+    mine: Callable[[str], list[tuple[Checkpoint, str]]],
+    other: Callable[[str], list[tuple[Checkpoint, str]]],
+) -> list[tuple[str, Grid]]:
+    """Names and grids; each side is looked at as it is stored, for blocks run along its own rows."""
+    names = [sample.name for sample in material.samples]
+    hits: list[tuple[str, Grid]] = []
+    for at, name in enumerate(names):
+        if at - len(hits) > (1 - MOST) * len(names):
+            return []
+        grid = next((g for c, n in mine(name) if (g := find_grid(beginning(c, n))) is not None), None)
+        if grid is not None and all(find_grid(beginning(c, n)) is None for c, n in other(name)):
+            hits.append((name, grid))
+    return hits if len(hits) >= MOST * len(names) else []
+
+
+def beginning(checkpoint: Checkpoint, name: str) -> Floats:
+    """The first rows of a tensor as it is stored, shape (rows, columns)."""
+    shape, size = checkpoint.specs[name].shape, checkpoint.specs[name].size
+    while len(shape) > 2 and shape[0] < FEW_ROWS:
+        shape = (shape[0] * shape[1], *shape[2:])  # a stack of layers or experts
+    columns = size // shape[0] if len(shape) > 1 else size
+    rows = min(size // columns, max(WHOLE_ROWS, -(-WHOLE_VALUES // columns)))
+    return checkpoint.read(name, 0, rows * columns).reshape(rows, columns)
 
 
 def sparsified(material: Material) -> Finding | None:
@@ -139,9 +136,10 @@ def noised(material: Material) -> Finding | None:
     sizes = [p.rel_l2 for p in material.alike if p.rel_l2]
     if not sizes or len(sizes) < MOST * len(material.changed):
         return None
-    if min(sizes) < 2 * ROUNDING or max(sizes) > EVEN * min(sizes):
+    floor = max(ROUNDING.get(word, ROUNDING["BF16"]) for p in material.alike for word in (p.dtype_a, p.dtype_b))
+    if min(sizes) < floor or max(sizes) > EVEN * min(sizes) or material.asked(sparsified) is not None:
         return None
-    edges = [_edge(sample) for sample in material.samples if min(sample.a.shape) >= 16]
+    edges = [edge(s.b.astype(np.float64) - s.a) for s in material.samples if min(s.a.shape) >= 16]
     if not edges or float(np.mean(np.array(edges) < EDGE)) < MOST or material.asked(quantized) is not None:
         return None
     size = float(np.mean(sizes))
@@ -149,11 +147,11 @@ def noised(material: Material) -> Finding | None:
     return Finding("noised", 1.0, text)
 
 
-def _edge(sample: Sample) -> float:
-    """Largest singular value of the difference over that of a random matrix of its size."""
-    delta = sample.b.astype(np.float64) - sample.a
-    spread = float(delta.std())
-    return float(np.linalg.norm(delta, 2)) / (spread * sum(n**0.5 for n in delta.shape)) if spread else np.inf
+def edge(values: Floats) -> float:
+    """Largest singular value over that of a random matrix of this size and spread: 1 for noise."""
+    values = values.astype(np.float64)
+    spread = float(values.std())
+    return float(np.linalg.norm(values, 2)) / (spread * sum(n**0.5 for n in values.shape)) if spread else np.inf
 
 
 class Diagonal:
