@@ -1,9 +1,9 @@
 """A stored layout made concrete for two headers: which tensors each rule means, and every size that shapes tell.
 
-Axis names of a stored layout stand for sizes of one model. An axis that stands alone (`"d -> d"` is enough) says its
-length outright; where all such places agree, the name has this length in every rule, and a place that it does not fit
-is not meant by the rule. What only a division could give (heads and their width, from the product of both) stays open
-until values or the user tell it.
+Axis names of a stored layout stand for sizes of one model. An axis that stands alone in a rule's first pattern
+(`"d -> d"` is enough) says its length outright; where all such places agree, the name has this length in every rule,
+and a place that it does not fit is not meant by the rule. What only a division could give (heads and their width,
+from the product of both) stays open until values or the user tell it.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Layout:
         """Lengths of the axes that stand alone somewhere and have one length everywhere."""
         found: dict[str, set[int]] = defaultdict(set)
         for number, sources, _ in set(self._keys):
-            for op, shape in _patterns(self.rules[number].ops, sources):
+            for op, shape in _patterns(self.rules[number].ops[:1], sources):
                 for group, length in zip(op.parsed.left, shape, strict=False):
                     if len(group) == 1 and len(op.parsed.left) == len(shape):
                         found[group[0]].add(length)
@@ -263,11 +263,15 @@ def _renamed(op: Operation) -> Operation:
 
 
 def first(matches: Iterable[Match]) -> list[Match]:
-    """The matches without those that give a target again."""
+    """The matches without those that give a target again; two ways from one source to one target are no answer."""
+    ways: dict[Any, set[Any]] = defaultdict(set)
+    matches = list(matches)
+    for match in matches:
+        ways[match.sources, match.targets].add(match.ops)
     seen: set[Any] = set()
     kept = []
     for match in matches:
-        if not seen.intersection(match.targets):
+        if len(ways[match.sources, match.targets]) == 1 and not seen.intersection(match.targets):
             seen.update(match.targets)
             kept.append(match)
     return kept

@@ -222,6 +222,16 @@ def test_two_files_that_fit_alike_give_only_what_both_say(tmp_path: Path) -> Non
     assert found.mapping.unmatched_target == ("net.0.out", "net.1.out")
 
 
+def test_two_ways_to_one_tensor_that_shapes_do_not_tell_apart_give_neither(tmp_path: Path) -> None:
+    plain = "  - {to: head, from: top}"
+    doubled = [(plain, f'{plain}\n  - {{to: head, from: top, ops: ["(two c) k -> (c two) k"]}}')]
+    known = [toy(tmp_path / "toy.yaml", change=doubled)]
+    one, two = (save(tmp_path / f"{n}.safetensors", x) for n, x in (("a", separate()), ("b", fused(separate()))))
+    found = map_headers(open_checkpoint(one), open_checkpoint(two), sizes={"d": 4}, known=known)
+    assert found is not None
+    assert found.mapping.unmatched_target == ("head",)
+
+
 # -- the command
 
 
