@@ -10,6 +10,7 @@ import functools
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping as Dict
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,22 @@ from lineage.progress import Progress
 if TYPE_CHECKING:
     from lineage.filling import Applied
     from lineage.match.certify import Checked
+    from lineage.match.stored import HeaderMap
     from lineage.measure.diff import Diff
     from lineage.report.document import Part, ReadSummary, Report
 
-__all__ = ["EXPECTATIONS", "Answer", "apply", "check", "check_mapping", "diff", "investigate", "map", "open"]
+__all__ = [
+    "EXPECTATIONS",
+    "Answer",
+    "apply",
+    "check",
+    "check_mapping",
+    "diff",
+    "investigate",
+    "map",
+    "map_headers",
+    "open",
+]
 
 StrPath = str | os.PathLike[str]
 #: share of a budget of bytes that the search for a mapping may take; the rest is for the verdict
@@ -37,14 +50,18 @@ SEARCHED = 0.6
 EXPECTATIONS = ("related", "unrelated", "copied", "transformed", "retrained")
 
 
-def open(path: StrPath) -> Checkpoint:
+def open(path: StrPath, *, headers: bool = False) -> Checkpoint:
     """The checkpoint at `path`, lazily: a file, a folder of shards, a Hugging Face folder or a pipeline folder.
+
+    Parameters
+    ----------
+    headers : only headers will be read; files that hold no more are then no error
 
     Raises
     ------
     InputError : there is nothing that can be read
     """
-    return open_checkpoint(path)
+    return open_checkpoint(path, headers=headers)
 
 
 def map(
@@ -63,12 +80,40 @@ def map(
     """
     told = progress or (lambda step: None)
     with _opened(a) as one, _opened(b) as two:
-        found = [
-            (x, y, m)
-            for x, y, m in matched_components(one, two, seed=seed, threads=threads, progress=told)
-            if x is not None
-        ]
-        return whole_mapping(one, two, found)
+        found = matched_components(one, two, seed=seed, threads=threads, progress=told)
+        return whole_mapping(one, two, [(x, y, m) for x, y, m in found if x is not None])
+
+
+def map_headers(a: StrPath | Checkpoint, b: StrPath | Checkpoint, *, sizes: Dict[str, int] | None = None) -> HeaderMap:
+    """How a stored layout of public models lays B's tensors out in A, from names and shapes: no weight is read.
+
+    Parameters
+    ----------
+    sizes : lengths of axes that shapes do not tell
+
+    Returns
+    -------
+    the mapping, of which nothing is verified and which has no rules where no stored layout fits; and the sizes that
+    are still open: what needs them is left out
+
+    Raises
+    ------
+    InputError : one of the two has no readable header
+    """
+    from lineage.match.stored import HeaderMap
+    from lineage.match.stored import map_headers as run
+
+    opened: set[str] = set()
+
+    def find(x: Checkpoint, y: Checkpoint, progress: Callable[[str], None]) -> Mapping:
+        found = run(x, y, sizes=sizes or {})
+        opened.update(() if found is None else found.open)
+        return Mapping() if found is None else found.mapping
+
+    with _opened(a, headers=True) as one, _opened(b, headers=True) as two:
+        told = matched_components(one, two, seed=0, threads=1, progress=lambda step: None, find=find)
+        mapping = whole_mapping(one, two, [(x, y, m) for x, y, m in told if x is not None])
+    return HeaderMap(mapping, tuple(sorted(opened)))
 
 
 def check_mapping(
@@ -354,10 +399,13 @@ def check(
 
 
 @contextmanager
-def _opened(source: StrPath | Checkpoint) -> Iterator[Checkpoint]:
+def _opened(source: StrPath | Checkpoint, *, headers: bool = False) -> Iterator[Checkpoint]:
     """The checkpoint; what was opened here is closed here."""
     with ExitStack() as stack:
-        yield source if isinstance(source, Checkpoint) else stack.enter_context(open_checkpoint(source))
+        if isinstance(source, Checkpoint):
+            yield source
+        else:
+            yield stack.enter_context(open_checkpoint(source, headers=headers))
 
 
 def _rules(mapping: StrPath | Mapping) -> tuple[Mapping, str]:

@@ -95,6 +95,7 @@ def whole_mapping(a: Checkpoint, b: Checkpoint, found: Sequence[tuple[str | None
         source=Side(a.path, len(a)), target=Side(b.path, len(b)), sizes=sizes, rules=final,
         unmatched_source=tuple(n for n in a.specs if n not in used_a),
         unmatched_target=tuple(n for n in b.specs if n not in used_b),
+        pair=tuple(dict.fromkeys(name for _, _, mapping in found for name in mapping.pair)),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import STORAGE, decode
+from lineage.errors import InputError
 
 __all__ = ["Checkpoint", "Joined", "Part", "TensorSpec"]
 
@@ -71,6 +72,7 @@ class Checkpoint(ABC):
     specs : tensors in file order
     metadata : text pairs that the file carries about itself
     notes : sentences that a reader of the report should know (unwrapped dictionaries, decoded scales)
+    cut : the error of a file whose header is whole and whose data are not; None for a whole file
     """
 
     path: str
@@ -78,6 +80,7 @@ class Checkpoint(ABC):
     specs: Mapping[str, TensorSpec]
     metadata: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    cut: InputError | None = None
 
     @abstractmethod
     def _codes(self, spec: TensorSpec, start: int, stop: int, out: NDArray[Any] | None) -> NDArray[Any]:
@@ -235,6 +238,7 @@ class Joined(Checkpoint):
                 metadata.setdefault(f"{component}/{key}" if component else key, value)
             told.extend(f"{component}: {note}" if component else note for note in part.notes)
         self.specs, self.metadata, self.notes = specs, metadata, tuple(dict.fromkeys(told))
+        self.cut = next((part.cut for part in self._parts if part.cut is not None), None)
         self.format = "+".join(dict.fromkeys(part.format for part in self._parts))
 
     def _codes(self, spec: TensorSpec, start: int, stop: int, out: NDArray[Any] | None) -> NDArray[Any]:

@@ -45,13 +45,14 @@ _UNREAD = {
 }
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike[str], *, headers: bool = False) -> Checkpoint:
     """The checkpoint at `path`: a file or a folder. Reads headers only.
 
     Parameters
     ----------
     path : weights file, folder of shards with or without index, Hugging Face folder, or pipeline folder, whose
         tensors are then named `component/name`
+    headers : nothing but headers will be read, so files that hold no more are welcome
 
     Raises
     ------
@@ -64,9 +65,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         folder = os.path.isdir(text)
     except ValueError as exc:
         raise InputError(text, *reason(exc)) from exc
-    if not folder:
-        return _bundled(decode_scales(_open_named(Path(text))))
-    return _bundled(decode_scales(_open_folder(Path(text)), block=_block_size(Path(text))))
+    opened = _open_folder(Path(text)) if folder else _open_named(Path(text))
+    if opened.cut is not None and not headers:
+        opened.close()
+        raise opened.cut
+    return _bundled(decode_scales(opened, block=_block_size(Path(text)) if folder else None))
 
 
 def components(path: str | os.PathLike[str]) -> dict[str, Checkpoint]:

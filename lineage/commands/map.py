@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
 from lineage.commands import Settings, common_options, open_progress, say
 
+if TYPE_CHECKING:
+    from lineage.layout.mapping import Mapping
+
 #: names of tensors left over that are printed; all of them with -v
 _SHOWN = 10
+
+
+def _sizes(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, int]:
+    """Sizes by name."""
+    sizes: dict[str, int] = {}
+    for value in values:
+        name, _, number = value.partition("=")
+        if not name or not number.isdecimal() or not 0 < int(number) < 1 << 31:
+            raise click.BadParameter(f"{value} is no name and number such as d=128")
+        sizes[name] = int(number)
+    return sizes
 
 
 @click.command("map")
@@ -17,9 +32,18 @@ _SHOWN = 10
 @click.argument("b")
 @click.option("-o", "--out", metavar="FILE", help="Mapping file to write.  [printed]")
 @click.option("--check", "given", metavar="FILE", help="Verify this mapping again from the weights instead.")
+@click.option("--headers", is_flag=True, help="Read no weights: what a stored layout of public models says.")
+@click.option(
+    "--size", "sizes", multiple=True, callback=_sizes, metavar="NAME=N",
+    help="With --headers: a size that shapes do not tell, such as d=128.",
+)  # fmt: skip
 @common_options
-def map_command(settings: Settings, a: str, b: str, out: str | None, given: str | None) -> int:
+def map_command(
+    settings: Settings, a: str, b: str, out: str | None, given: str | None, headers: bool, sizes: dict[str, int]
+) -> int:
     """Find how the tensors of B are laid out in A: names, order of axes, fused and split tensors.
+
+    Stored layouts of public models are tried first and kept where the weights show them.
 
     Exits 1 where nothing corresponds at all, and with --check where a rule does not hold.
 
@@ -28,15 +52,47 @@ def map_command(settings: Settings, a: str, b: str, out: str | None, given: str 
     if given is not None:
         if out is not None:
             raise click.UsageError("--check writes nothing: leave out -o")
+        if headers:
+            raise click.UsageError("--check reads weights: leave out --headers")
         return _check(settings, given, a, b)
+    if headers:
+        return _from_headers(settings, a, b, out, sizes)
+    if sizes:
+        raise click.UsageError("--size goes with --headers: weights tell every size by themselves")
     return _find(settings, a, b, out)
+
+
+def _from_headers(settings: Settings, a: str, b: str, out: str | None, sizes: dict[str, int]) -> int:
+    """Writes or prints what a stored layout says of names and shapes."""
+    from lineage import api
+    from lineage.checkpoint.write import check_output
+    from lineage.report.document import summarise_mapping
+
+    if out is not None:
+        check_output(out, inputs=(a, b))
+    with api.open(a, headers=True) as one, api.open(b, headers=True) as two:
+        mapping, asked = api.map_headers(one, two, sizes=sizes)
+        found = summarise_mapping(mapping, one, two)
+        names = len(one), len(two)
+    if asked:
+        words = " or ".join(asked)
+        say(settings, f"shapes do not tell {words}: what needs it is left out; say it with --size {asked[0]}=N")
+    if not mapping.rules:
+        say(settings, f"no stored layout fits {a} and {b} as a whole; fetch the weights and leave out --headers")
+        return 1
+    _write(settings, mapping, a, b, out)
+    pair = ", ".join(mapping.pair)
+    say(settings, f"from the stored layout {pair} alone, by names and shapes; no weight was read, nothing is verified")
+    say(settings, f"B: {found.matched_b} of {names[1]} tensors matched")
+    _say_left(settings, "B", found.unmatched_b)
+    _say_left(settings, "A", found.unmatched_a)
+    return 0
 
 
 def _find(settings: Settings, a: str, b: str, out: str | None) -> int:
     """Finds the mapping and writes or prints it."""
     from lineage import api
     from lineage.checkpoint.write import check_output
-    from lineage.layout.document import dump_mapping, write_mapping
     from lineage.report.document import summarise_mapping
 
     if out is not None:
@@ -48,11 +104,9 @@ def _find(settings: Settings, a: str, b: str, out: str | None) -> int:
     if not mapping.rules:
         say(settings, f"nothing in {b} corresponds to anything in {a}; no mapping is written")
         return 1
-    if out is None:
-        click.echo(dump_mapping(mapping), nl=False)
-    else:
-        write_mapping(mapping, out, inputs=(a, b))
-        say(settings, f"wrote {out}: {found.rules} rules")
+    _write(settings, mapping, a, b, out)
+    if mapping.pair:
+        say(settings, f"used the stored layout {', '.join(mapping.pair)}, certified by the weights")
     say(
         settings, f"B: {found.matched_b} of {names[1]} tensors matched, {found.certified_b} of them certified by values"
     )
@@ -60,6 +114,17 @@ def _find(settings: Settings, a: str, b: str, out: str | None) -> int:
     _say_left(settings, "B", found.unmatched_b)
     _say_left(settings, "A", found.unmatched_a)
     return 0
+
+
+def _write(settings: Settings, mapping: Mapping, a: str, b: str, out: str | None) -> None:
+    """The mapping into its file, or printed."""
+    from lineage.layout.document import dump_mapping, write_mapping
+
+    if out is None:
+        click.echo(dump_mapping(mapping), nl=False)
+    else:
+        write_mapping(mapping, out, inputs=(a, b))
+        say(settings, f"wrote {out}: {len(mapping.rules)} rules")
 
 
 def _check(settings: Settings, given: str, a: str, b: str) -> int:

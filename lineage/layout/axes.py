@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LayoutError", "Pattern", "Shape", "parse_pattern"]
+__all__ = ["LayoutError", "OpenSize", "Pattern", "Shape", "parse_pattern"]
 
 Shape = tuple[int, ...]
 Side = tuple[tuple[str, ...], ...]
@@ -28,6 +28,20 @@ _REST = ("...",)
 
 class LayoutError(ValueError):
     """An operation that does not fit the arrays it is given; the message is for the user."""
+
+
+class OpenSize(LayoutError):
+    """A pattern that needs the length of an axis to be said.
+
+    Parameters
+    ----------
+    names : axes of one group whose lengths are open
+    product : what they make together, 0 where the known ones do not divide the group
+    """
+
+    def __init__(self, message: str, names: tuple[str, ...], product: int) -> None:
+        super().__init__(message)
+        self.names, self.product = names, product
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,8 @@ class Pattern:
             known = math.prod(sizes[n] for n in group if n in sizes)
             found.update((n, sizes[n]) for n in group if n in sizes)
             if len(unknown) > 1:
-                raise LayoutError(f'"{self}": give a size for {" or ".join(unknown)}')
+                product = length // known if known and length % known == 0 else 0
+                raise OpenSize(f'"{self}": give a size for {" or ".join(unknown)}', tuple(unknown), product)
             if unknown and known and length % known == 0:
                 found[unknown[0]] = length // known
             elif unknown or known != length:
@@ -96,6 +111,16 @@ class Pattern:
                     + "".join(f", {n} = {sizes[n]}" for n in group if n in sizes)
                 )
         return found
+
+    def lengths(self, shape: Shape, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Length of every axis that the pattern names, for an array of `shape`.
+
+        Raises
+        ------
+        OpenSize : the shape and the sizes do not say it
+        LayoutError : the pattern does not fit
+        """
+        return self._lengths(self._plain(shape)[0], shape, sizes)
 
     def shape(self, shape: Shape, sizes: Mapping[str, int]) -> Shape:
         """Shape of the result for an array of `shape`.

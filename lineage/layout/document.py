@@ -68,6 +68,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
     sizes: dict[str, int] = {}
     unmatched: _Unmatched = _Unmatched()
     data: str | None = None
+    pair: str | list[str] = []
 
 
 def read_mapping(path: str | os.PathLike[str]) -> Mapping:
@@ -133,6 +134,7 @@ def parse_mapping(text: str, array: Callable[[str | None, str], NDArray[Any]] | 
         rules=tuple(_rule(rule, f"rules[{k}]", context) for k, rule in enumerate(document.rules)),
         unmatched_source=tuple(document.unmatched.source),
         unmatched_target=tuple(document.unmatched.target),
+        pair=(document.pair,) if isinstance(document.pair, str) else tuple(document.pair),
     )
 
 
@@ -291,6 +293,8 @@ def dump_mapping(mapping: Mapping, *, data: str | None = None) -> str:
     """
     sides = [flow({"name": side.name, "tensors": side.tensors}) for side in (mapping.source, mapping.target)]
     lines = [f"lineage-mapping: {VERSION}", f"source: {sides[0]}", f"target: {sides[1]}"]
+    if mapping.pair:
+        lines.append(f"pair: {scalar(mapping.pair[0]) if len(mapping.pair) == 1 else flow(mapping.pair)}")
     lines.append(f"sizes: {flow(mapping.sizes)}")
     if data is not None:
         lines.append(f"data: {scalar(data)}")

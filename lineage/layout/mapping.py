@@ -123,6 +123,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
     sizes : lengths of the axes that the patterns name
     rules : in order; a target that several rules give whole is taken from the first
     unmatched_source, unmatched_target : tensors that no rule speaks of
+    pair : stored layouts that gave some of the rules, by name
     """
 
     source: Side = Side()
@@ -131,6 +132,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[Rule, ...] = ()
     unmatched_source: tuple[str, ...] = ()
     unmatched_target: tuple[str, ...] = ()
+    pair: tuple[str, ...] = ()
 
     def instances(self, shapes: Dict[str, Shape]) -> Iterator[Instance]:
         """Every rule for every binding that the source tensors give.
@@ -170,6 +172,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
             rules=tuple(rules),
             unmatched_source=self.unmatched_target,
             unmatched_target=(*self.unmatched_source, *lost),
+            pair=self.pair,
         )
 
 

@@ -18,6 +18,7 @@ from lineage.match.joined import joined
 from lineage.match.rows import Provenance, exact_rows, near_rows
 from lineage.match.siblings import siblings
 from lineage.match.stacked import stacked
+from lineage.match.stored import stored
 from lineage.match.structure import Links, Structure
 from lineage.match.values import PLACES, Values, coarsest
 from lineage.match.whole import Whole, exact, near
@@ -77,6 +78,7 @@ class Finder:
         self.extra: list[Match] = []
         self.used_a: set[str] = set()
         self.certified: list[Certified] = []
+        self.pair: str | None = None
 
     # -- what is left
 
@@ -104,6 +106,7 @@ class Finder:
 
     def run(self) -> None:
         """All steps, each on what the ones before left over."""
+        self.stored()
         self.progress("whole tensors")
         self.wholes(exact(self.a, self.b, self.everything(self.a), self.left_b(), level=self.level, seed=self.seed))
         alike = near(self.a, self.b, self.everything(self.a), self.left_b(), seed=self.seed)
@@ -111,7 +114,18 @@ class Finder:
         self.by_rows(alike)
         self.by_place()
         self.progress("certifying")
-        self.certified = certify(self.a, self.b, [*self.matches(), *self.extra], threads=self.threads)
+        sure = {c.match for c in self.certified}
+        rest = [match for match in self.matches() if match not in sure]
+        self.certified += certify(self.a, self.b, [*rest, *self.extra], threads=self.threads)
+
+    def stored(self) -> None:
+        """Takes in what a stored layout says and values certify; the rest is found as ever."""
+        self.progress("stored layouts")
+        found = stored(self.a, self.b, threads=self.threads)
+        if found is not None:
+            self.pair, self.certified = found.name, found.certified
+            for one in found.certified:
+                self.keep(one.match)
 
     def by_rows(self, alike: Sequence[Whole] = ()) -> None:
         """Fusions, splits and permutations: by equal rows first, then by near ones.
@@ -259,6 +273,7 @@ class Finder:
             rules=rules,
             unmatched_source=tuple(s.name for s in self.a.checkpoint if s.name not in sources),
             unmatched_target=tuple(s.name for s in self.b.checkpoint if s.name not in targets),
+            pair=() if self.pair is None else (self.pair,),
         )
 
 

@@ -90,7 +90,7 @@ class SafetensorsFile(Checkpoint):
             offsets[name] = begin + start
             spans.append((start, stop, name))
         spans.sort()
-        _check_spans(self._file, spans, self._file.size - begin)
+        self.cut = _check_spans(self._file, spans, self._file.size - begin)
         return specs
 
     def _codes(self, spec: TensorSpec, start: int, stop: int, out: NDArray[Any] | None) -> NDArray[Any]:
@@ -210,8 +210,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _check_spans(file: File, spans: list[tuple[int, int, str]], held: int) -> None:
-    """Tensors follow each other without gap or overlap and fill the file, as the reference demands."""
+def _check_spans(file: File, spans: list[tuple[int, int, str]], held: int) -> InputError | None:
+    """Tensors follow each other without gap or overlap and fill the file, as the reference demands.
+
+    Returns
+    -------
+    the error of a file that ends before its tensors do: only a caller that reads no data may go on
+    """
     end, before = 0, ""
     for start, stop, name in spans:
         if start < end:
@@ -221,10 +226,12 @@ def _check_spans(file: File, spans: list[tuple[int, int, str]], held: int) -> No
         end, before = stop, name
     if end > held:
         cause = f"header lists {size_words(end)} of tensors, the file holds {size_words(held)}"
-        raise InputError(file.path, cause, "fetch it again, it was cut short")
+        remedy = "fetch it again, it was cut short (lineage map --headers needs no more than the header)"
+        return InputError(file.path, cause, remedy)
     if end < held:
         cause = f"header lists {size_words(end)} of tensors, the file holds {size_words(held)}"
         raise InputError(file.path, cause, "fetch it again, something was appended")
+    return None
 
 
 def _check_odd(path: str, name: str, shape: tuple[int, ...]) -> None:
