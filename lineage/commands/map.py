@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lineage.layout.mapping import Mapping
 
 #: forms that `lineage.emit` knows; listed here so that the command starts without loading it
-FORMS = ("json", "python")
+FORMS = ("json", "python", "transformers")
 #: names of tensors left over that are printed; all of them with -v
 _SHOWN = 10
 

@@ -70,7 +70,7 @@ def emit_python(mapping: Mapping, *, name: str, beside: str) -> Emitted:
     code = "\n\n\n".join("\n".join(lines) for lines in bodies)
     constants = "\n".join(module.head())
     imports = "\n".join(module.imports(f"{constants}\n{code}"))
-    told = "\n".join(comment(line) for line in unsaid)
+    told = "\n".join(line for text in unsaid for line in comment(text))
     docstring = _docstring(mapping, name, bool(back), beside if module.arrays else None)
     parts = [docstring, imports]
     parts += [part for part in (told, constants) if part]
@@ -160,7 +160,7 @@ def _rule(rule: Rule, place: int, module: Module, shared: _Shared) -> list[str]:
         states.append(state)
     for k, target in enumerate(targets):
         _give(loops, target, k, states, module, shared)
-    return [f"    {comment(f'rules[{place}], {_found(rule)}')}", *loops.lines]
+    return [*comment(f"rules[{place}], {_found(rule)}", 4), *loops.lines]
 
 
 def _found(rule: Rule) -> str:

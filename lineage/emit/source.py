@@ -6,6 +6,7 @@ Whatever does not fit on a line is written one item a line with a comma after th
 from __future__ import annotations
 
 import keyword
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -72,10 +73,17 @@ def string(text: str) -> str:
     return f'"{quoted(text)}"'
 
 
-def comment(text: str) -> str:
-    """A comment line: on one line whatever the text holds."""
-    line = "# " + text.encode("unicode_escape").decode("ascii")
-    return line if len(line) <= WIDTH - 8 else line[: WIDTH - 12].rstrip() + " ..."
+def comment(text: str, indent: int = 0) -> list[str]:
+    """Comment lines: whatever the text holds, nothing of it leaves them.
+
+    Examples
+    --------
+    >>> comment("a\\nb")
+    ['# a\\\\nb']
+    """
+    room = WIDTH - indent - len("#   ")
+    lines = textwrap.wrap(text.encode("unicode_escape").decode("ascii"), room, break_on_hyphens=False)
+    return [f"{' ' * indent}#{'   ' if k else ' '}{line}" for k, line in enumerate(lines)]
 
 
 @dataclass(frozen=True)
