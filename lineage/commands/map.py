@@ -1,4 +1,4 @@
-"""`lineage map`: how the tensors of B are laid out in A, found or verified."""
+"""`lineage map`: how the tensors of B are laid out in A, found or verified, and written as a mapping or as code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from lineage.commands import Settings, common_options, open_progress, say
 if TYPE_CHECKING:
     from lineage.layout.mapping import Mapping
 
+#: forms that `lineage.emit` knows; listed here so that the command starts without loading it
+FORMS = ("json", "python", "transformers")
 #: names of tensors left over that are printed; all of them with -v
 _SHOWN = 10
 
@@ -29,8 +31,9 @@ def _sizes(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -
 
 @click.command("map")
 @click.argument("a")
-@click.argument("b")
-@click.option("-o", "--out", metavar="FILE", help="Mapping file to write.  [printed]")
+@click.argument("b", required=False)
+@click.option("-o", "--out", metavar="FILE", help="File to write.  [printed]")
+@click.option("--emit", "form", type=click.Choice(FORMS), help="Write code or JSON instead of YAML.")
 @click.option("--check", "given", metavar="FILE", help="Verify this mapping again from the weights instead.")
 @click.option("--headers", is_flag=True, help="Read no weights: what a stored layout of public models says.")
 @click.option(
@@ -39,30 +42,67 @@ def _sizes(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -
 )  # fmt: skip
 @common_options
 def map_command(
-    settings: Settings, a: str, b: str, out: str | None, given: str | None, headers: bool, sizes: dict[str, int]
+    settings: Settings,
+    a: str,
+    b: str | None,
+    out: str | None,
+    form: str | None,
+    given: str | None,
+    headers: bool,
+    sizes: dict[str, int],
 ) -> int:
     """Find how the tensors of B are laid out in A: names, order of axes, fused and split tensors.
 
-    Stored layouts of public models are tried first and kept where the weights show them.
+    Stored layouts of public models are tried first and kept where the weights show them. With --emit, a mapping
+    file alone may stand for A and B: what was found before is written in another form.
 
     Exits 1 where nothing corresponds at all, and with --check where a rule does not hold.
 
     Example: lineage map DIR/base DIR/suspect -o mapping.yaml
     """
     if given is not None:
-        if out is not None:
-            raise click.UsageError("--check writes nothing: leave out -o")
+        if out is not None or form is not None:
+            raise click.UsageError("--check writes nothing: leave out -o and --emit")
         if headers:
             raise click.UsageError("--check reads weights: leave out --headers")
+        if b is None:
+            raise click.UsageError("--check needs A and B beside the mapping")
         return _check(settings, given, a, b)
-    if headers:
-        return _from_headers(settings, a, b, out, sizes)
-    if sizes:
+    if sizes and not headers:
         raise click.UsageError("--size goes with --headers: weights tell every size by themselves")
-    return _find(settings, a, b, out)
+    if b is None:
+        if headers or form is None:
+            raise click.UsageError("give A and B; a mapping file alone needs --emit")
+        return _rewrite(settings, a, form, out)
+    if headers:
+        return _from_headers(settings, a, b, out, form, sizes)
+    return _find(settings, a, b, out, form)
 
 
-def _from_headers(settings: Settings, a: str, b: str, out: str | None, sizes: dict[str, int]) -> int:
+def _rewrite(settings: Settings, path: str, form: str, out: str | None) -> int:
+    """Writes an existing mapping in another form."""
+    from lineage.layout.document import read_mapping
+
+    _emit(settings, read_mapping(path), form, name=path, out=out, inputs=(path,))
+    return 0
+
+
+def _emit(
+    settings: Settings, mapping: Mapping, form: str, *, name: str, out: str | None, inputs: tuple[str, ...]
+) -> None:
+    """Writes or prints a mapping in another form, and says what that form cannot say."""
+    from lineage.emit import EMITTERS, emit
+
+    emitted = emit(mapping, EMITTERS[form], name=name, out=out, inputs=inputs)
+    if out is None:
+        click.echo(emitted.text, nl=False)
+    else:
+        say(settings, f"wrote {out}: {len(mapping.rules):,} rules")
+    for line in emitted.unsaid:
+        say(settings, f"{form}: {line}")
+
+
+def _from_headers(settings: Settings, a: str, b: str, out: str | None, form: str | None, sizes: dict[str, int]) -> int:
     """Writes or prints what a stored layout says of names and shapes."""
     from lineage import api
     from lineage.checkpoint.write import check_output
@@ -80,7 +120,7 @@ def _from_headers(settings: Settings, a: str, b: str, out: str | None, sizes: di
     if not mapping.rules:
         say(settings, f"no stored layout fits {a} and {b} as a whole; fetch the weights and leave out --headers")
         return 1
-    _write(settings, mapping, a, b, out)
+    _write(settings, mapping, a, b, out, form)
     pair = ", ".join(mapping.pair)
     say(settings, f"from the stored layout {pair} alone, by names and shapes; no weight was read, nothing is verified")
     say(settings, f"B: {found.matched_b} of {names[1]} tensors matched")
@@ -89,7 +129,7 @@ def _from_headers(settings: Settings, a: str, b: str, out: str | None, sizes: di
     return 0
 
 
-def _find(settings: Settings, a: str, b: str, out: str | None) -> int:
+def _find(settings: Settings, a: str, b: str, out: str | None, form: str | None) -> int:
     """Finds the mapping and writes or prints it."""
     from lineage import api
     from lineage.checkpoint.write import check_output
@@ -104,7 +144,7 @@ def _find(settings: Settings, a: str, b: str, out: str | None) -> int:
     if not mapping.rules:
         say(settings, f"nothing in {b} corresponds to anything in {a}; no mapping is written")
         return 1
-    _write(settings, mapping, a, b, out)
+    _write(settings, mapping, a, b, out, form)
     if mapping.pair:
         say(settings, f"used the stored layout {', '.join(mapping.pair)}, certified by the weights")
     say(
@@ -116,11 +156,13 @@ def _find(settings: Settings, a: str, b: str, out: str | None) -> int:
     return 0
 
 
-def _write(settings: Settings, mapping: Mapping, a: str, b: str, out: str | None) -> None:
-    """The mapping into its file, or printed."""
+def _write(settings: Settings, mapping: Mapping, a: str, b: str, out: str | None, form: str | None) -> None:
+    """The mapping into its file, or printed; as YAML, or in another form."""
     from lineage.layout.document import dump_mapping, write_mapping
 
-    if out is None:
+    if form is not None:
+        _emit(settings, mapping, form, name=f"the mapping from {a} to {b}", out=out, inputs=(a, b))
+    elif out is None:
         click.echo(dump_mapping(mapping), nl=False)
     else:
         write_mapping(mapping, out, inputs=(a, b))

@@ -120,7 +120,11 @@ def _each(given: Any, place: str, context: Context) -> Operation:
     if not isinstance(given, dict):
         raise LayoutError("each: takes places in the list, each with its operations: {0: …, 2: …}")
     chains: dict[int, tuple[Operation, ...]] = {}
-    for k, value in given.items():
+    for key, value in given.items():
+        # JSON has no keys but text
+        k = int(key) if isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{0,8}", key) else key
+        if k in chains:
+            raise LayoutError(f"each: the place {k} stands twice")
         if not isinstance(k, int) or isinstance(k, bool) or k < 0:
             raise LayoutError(f"each: {str(k)[:60]} is no place in the list; places are 0, 1, …")
         chains[k] = parse_operations(value, f"{place}[{k}]", context)

@@ -26,7 +26,17 @@ from lineage.layout.operations import Concat, Each, Operation, Split, Stack, Uns
 from lineage.layout.templates import parse_template
 from lineage.layout.yamltext import MOST_BYTES, flow, load, scalar
 
-__all__ = ["VERSION", "dump_mapping", "mapping_data", "parse_mapping", "read_mapping", "write_mapping"]
+__all__ = [
+    "VERSION",
+    "beside_of",
+    "document_of",
+    "dump_mapping",
+    "mapping_data",
+    "parse_mapping",
+    "read_mapping",
+    "write_arrays",
+    "write_mapping",
+]
 
 #: the version of the document that this program reads and writes
 VERSION = 1
@@ -269,6 +279,26 @@ def mapping_data(mapping: Mapping) -> dict[str, NDArray[Any]]:
     return data
 
 
+def document_of(mapping: Mapping, *, data: str | None = None) -> dict[str, Any]:
+    """The mapping as plain data, with the keys of the file.
+
+    Parameters
+    ----------
+    data : name of the file with its long arrays, where that is not the document's own name with `.safetensors`
+    """
+    result: dict[str, Any] = {
+        "lineage-mapping": VERSION,
+        "source": msgspec.structs.asdict(mapping.source),
+        "target": msgspec.structs.asdict(mapping.target),
+        "sizes": mapping.sizes,
+    }
+    if data is not None:
+        result["data"] = data
+    result["rules"] = [_rule_data(rule) for rule in mapping.rules]
+    result["unmatched"] = {"source": list(mapping.unmatched_source), "target": list(mapping.unmatched_target)}
+    return result
+
+
 def dump_mapping(mapping: Mapping, *, data: str | None = None) -> str:
     """The mapping as YAML text.
 
@@ -312,17 +342,23 @@ def dump_mapping(mapping: Mapping, *, data: str | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _rule_data(rule: Rule) -> dict[str, Any]:
+    """A rule as plain data; a side of one name is that name."""
+    sides = {key: side[0] if len(side) == 1 else list(side) for key, side in (("to", rule.to), ("from", rule.source))}
+    result: dict[str, Any] = {**sides, "ops": [op.document({}) for op in rule.ops], "how": rule.how}
+    if rule.where:
+        result["where"] = rule.where
+    if rule.table:
+        result["table"] = {name: list(column) for name, column in rule.table.items()}
+    if rule.evidence is not None:
+        result["evidence"] = {k: v for k, v in msgspec.structs.asdict(rule.evidence).items() if v is not None}
+    return result
+
+
 def _rule_lines(rule: Rule) -> Iterable[str]:
     lines = [*_names("to", rule.to), *_names("from", rule.source)]
-    lines.append(f"ops: {flow([op.document({}) for op in rule.ops])}")
-    lines.append(f"how: {rule.how}")
-    if rule.where:
-        lines.append(f"where: {flow(rule.where)}")
-    if rule.table:
-        lines.append(f"table: {flow(rule.table)}")
-    if rule.evidence is not None:
-        given = {k: v for k, v in msgspec.structs.asdict(rule.evidence).items() if v is not None}
-        lines.append(f"evidence: {flow(given)}")
+    data = _rule_data(rule)
+    lines += [f"{key}: {flow(data[key])}" for key in ("ops", "how", "where", "table", "evidence") if key in data]
     return [("  - " if k == 0 else "    ") + line for k, line in enumerate(lines)]
 
 
@@ -343,21 +379,36 @@ def write_mapping(
     ------
     InputError : the output is an input or cannot be written; nothing is left of it
     """
-    from lineage.checkpoint.write import atomic, write_safetensors
+    from lineage.checkpoint.write import atomic
 
     file, inputs = Path(path), list(inputs)
     data = mapping_data(mapping)
-    words = {storage.str: word for word, storage in STORAGE.items() if word in ("I64", "F64")}
-    entries = [(key, words[array.dtype.str], array.shape) for key, array in data.items()]
-    beside = file.parent / f"{file.stem}.safetensors"
-    if data and beside.exists() and not _ours(beside):
-        # a model may well have the mapping's name
-        beside = file.parent / f"{file.stem}.arrays.safetensors"
-    named = beside.name if beside.stem != file.stem else None
+    beside = beside_of(file.parent, file.stem)
+    named = beside.name if data and beside.stem != file.stem else None
     with atomic(file, inputs=inputs) as part:
         part.write_text(dump_mapping(mapping, data=named), encoding="utf-8")
-        if data:
-            write_safetensors(beside, entries, data.__getitem__, metadata=ARRAYS, inputs=inputs)
+        write_arrays(data, beside, inputs=inputs)
+
+
+def beside_of(folder: Path, stem: str) -> Path:
+    """Where the long arrays of a file go: under this name, unless a model has it already."""
+    beside = folder / f"{stem}.safetensors"
+    return folder / f"{stem}.arrays.safetensors" if beside.exists() and not _ours(beside) else beside
+
+
+def write_arrays(data: dict[str, NDArray[Any]], path: Path, *, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Writes the arrays that a text names, where there are any.
+
+    Raises
+    ------
+    InputError : the output is an input or cannot be written
+    """
+    from lineage.checkpoint.write import write_safetensors
+
+    words = {storage.str: word for word, storage in STORAGE.items() if word in ("I64", "F64")}
+    entries = [(key, words[array.dtype.str], array.shape) for key, array in data.items()]
+    if data:
+        write_safetensors(path, entries, data.__getitem__, metadata=ARRAYS, inputs=inputs)
 
 
 def _ours(path: Path) -> bool:
