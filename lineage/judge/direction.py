@@ -55,10 +55,14 @@ def _rounded_to_grids(material: Material) -> list[float]:
         hits = gridded(material, side)
         if hits:
             fine = material.filled if side == "B" else _turned_back(material)
-            named = [(name if side == "B" else material.filled.origins[name][0], grid) for name, grid in hits]
-            if fine is None or any(name not in fine.specs for name, _ in named):
-                return []
-            return [grid.rounds(beginning(fine, name), beginning(coarse, name)) for name, grid in named]
+            near = []
+            for hit in hits:
+                name = hit.name if side == "B" else material.filled.origins[hit.name][0]
+                if fine is None or name not in fine.specs:
+                    return []
+                x, y = (beginning(checkpoint, name, turned=hit.turned) for checkpoint in (fine, coarse))
+                near += [] if x is None or y is None else [hit.grid.rounds(x, y)]
+            return near
     return []
 
 

@@ -142,6 +142,13 @@ def test_values_on_a_lattice_are_quantized(bits: int, block: int, word: str) -> 
     assert found.direction == "a-to-b"
 
 
+def test_a_lattice_by_columns_is_quantized_too() -> None:
+    turned = {n: v.T for n, v in rounded(8, 0).items()}
+    found = verdict({n: v.T for n, v in BASE.items()}, {n: np.ascontiguousarray(v) for n, v in turned.items()})
+    assert ("quantized" in found.relations, found.direction) == (True, "a-to-b")
+    assert any("by columns" in reason for reason in found.reasons)
+
+
 def test_the_lattice_is_seen_from_the_other_side_too() -> None:
     found = verdict(rounded(4, 16), BASE)
     assert ("quantized" in found.relations, found.direction) == (True, "b-to-a")
