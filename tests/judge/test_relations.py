@@ -269,6 +269,14 @@ def test_neurons_that_were_copied_to_grow_show_the_wider_one_as_the_child() -> N
     assert ("width-grown" in found.relations, found.direction) == (True, "a-to-b")
 
 
+def test_heads_that_were_cut_show_the_narrower_side_as_the_child_unless_the_others_are_clones() -> None:
+    rules = [Rule(to=(n,), source=(n,), ops=(Slice(0, 0, 16),) if ".k." in n else ()) for n in BASE]
+    half = {n: v[:16] if ".k." in n else v for n, v in BASE.items()}
+    repeated = {n: np.concatenate([v[:16], v[:16]]) if ".k." in n else v for n, v in BASE.items()}
+    found = [verdict(a, half, Mapping(rules=tuple(rules))) for a in (BASE, repeated)]
+    assert [f.direction for f in found] == ["a-to-b", None]
+
+
 def test_new_rows_of_the_embedding_extend_the_vocabulary() -> None:
     more = np.random.default_rng(8).standard_normal((6, WIDTH)).astype(np.float32)
     other = BASE | {n: np.concatenate([BASE[n], 0.05 * more]) for n in ("embed.weight", "head.weight")}
