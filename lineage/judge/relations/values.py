@@ -38,8 +38,8 @@ TURNED = 1 << 20
 #: exact zeros beyond A's that count as pruning; trained weights in bf16 have below 0.001
 SPARSE = 0.05
 #: white noise: relative size alike in all matrices (largest over smallest; zoo: noise 1.04, tuning 2.8 and more; eleven
-#: families of other recipes: tuning 1.6 and more), and
-#: the largest singular value no further than this beyond the edge of a random matrix (zoo: noise 1.02, ft 1.5 to 5)
+#: families of other recipes: tuning 1.6 and more), and the largest singular value no further than this beyond the edge
+#: of a random matrix (zoo: noise 1.02, ft 1.5 to 5)
 EVEN, EDGE = 1.15, 1.25
 #: twice the relative difference that storage leaves (bf16 1.7e-3, f16 2e-4): up to there it is a cast
 ROUNDING = {"BF16": 6e-3, "F16": 8e-4, "F32": 1e-6, "F64": 1e-12}
