@@ -13,6 +13,7 @@ from lineage.errors import InputError
 from lineage.filling import Filled
 from lineage.judge.material import Material, counters
 from lineage.judge.relations.finding import Finding
+from lineage.judge.relations.shapes import cut
 from lineage.judge.relations.values import beginning, gridded
 
 __all__ = ["find_direction"]
@@ -23,6 +24,8 @@ Direction = Literal["a-to-b", "b-to-a"]
 ROUNDED = 0.99
 #: elements of a matrix up to which its units are looked through for clones
 LARGEST = 1 << 22
+#: matrices that were cut where the layout hides it (heads of a joined axis) and are looked through
+MOST_CUT = 8
 #: cosine of two units of one matrix from which one is a clone of the other
 CLONE = 0.98
 
@@ -55,10 +58,14 @@ def _rounded_to_grids(material: Material) -> list[float]:
         hits = gridded(material, side)
         if hits:
             fine = material.filled if side == "B" else _turned_back(material)
-            named = [(name if side == "B" else material.filled.origins[name][0], grid) for name, grid in hits]
-            if fine is None or any(name not in fine.specs for name, _ in named):
-                return []
-            return [grid.rounds(beginning(fine, name), beginning(coarse, name)) for name, grid in named]
+            near = []
+            for hit in hits:
+                name = hit.name if side == "B" else material.filled.origins[hit.name][0]
+                if fine is None or name not in fine.specs:
+                    return []
+                x, y = (beginning(checkpoint, name, turned=hit.turned) for checkpoint in (fine, coarse))
+                near += [] if x is None or y is None else [hit.grid.rounds(x, y)]
+            return near
     return []
 
 
@@ -125,6 +132,11 @@ def _widths(material: Material, tags: dict[str, Finding]) -> Direction | None:
             units = checkpoint.tensor(name) if shapes[side][0] * shapes[side][1] <= LARGEST else None
             if units is not None and not _distinct(np.moveaxis(units, axis, 0)):
                 return "b-to-a" if wider == "a" else "a-to-b"
+    for name in [name for name in material.asked(cut) if counters(name)][:MOST_CUT]:
+        spec = material.a.specs[name]
+        units = material.a.tensor(name).reshape(spec.shape[0], -1) if spec.size <= LARGEST else None
+        if units is None or not (_distinct(units) and _distinct(units.T)):
+            return None
     return "a-to-b" if wider == "a" else "b-to-a"
 
 
@@ -147,10 +159,12 @@ def _rows(material: Material, tags: dict[str, Finding]) -> Direction | None:
         return None
     fewer = "fewer" in tags["vocabulary-extended"].sentence
     longer, shorter = (material.a, material.b) if fewer else (material.b, material.a)
-    for names in ((i.source_names, i.target_names) for i in material.instances):
-        if len(names[0]) == len(names[1]) == 1 and not counters(names[1][0]):
-            name, other = (names[0][0], names[1][0]) if fewer else (names[1][0], names[0][0])
-            shapes = longer.specs[name].shape, shorter.specs[other].shape if other in shorter.specs else ()
+    pairs = [(i.source_names[0], i.target_names[0]) for i in material.instances if len(i.source_names) == 1]
+    pairs += [material.common.names(name) for name in material.common.shapes]
+    for names in pairs:
+        name, other = names if fewer else names[::-1]
+        if name in longer.specs and other in shorter.specs and not counters(names[1]):
+            shapes = longer.specs[name].shape, shorter.specs[other].shape
             grown = len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][0] > shapes[1][0]
             if grown and not _late(longer, name, shapes[1][0]):
                 return None

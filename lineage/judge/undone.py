@@ -80,7 +80,9 @@ def with_alignment(verdict: Verdict, aligned: Aligned, left: list[Finding] | Non
     What an alignment shows is an effect size with its floor, not a probability: where the exact tests found nothing
     the p-value is left out (null), and the first reason says what the verdict rests on.
     """
-    before = [f for f in verdict.findings if left is None or f.tag not in VALUES]
+    # units that agree only through the embeddings look turned; the alignment knows whether an order explains them
+    undone = {"rotated"} - set(aligned.tags)
+    before = [f for f in verdict.findings if f.tag not in undone and (left is None or f.tag not in VALUES)]
     known = {f.tag for f in before}
     new = [Finding(t.tag, aligned.cosine, t.sentence) for t in aligned.traits if t.tag not in known]
     new += left or []

@@ -13,7 +13,7 @@ from lineage.judge.axes import FEWEST_UNITS
 from lineage.judge.common import common_layout
 from lineage.judge.direction import find_direction
 from lineage.judge.likeness import Likeness, matched_likeness
-from lineage.judge.material import Material
+from lineage.judge.material import Material, Pair
 from lineage.judge.relations import Finding, find_relations
 from lineage.judge.relations.shapes import cut
 from lineage.judge.significance import AxisTest, Significance, significance
@@ -52,6 +52,9 @@ EQUAL_MATRICES, EQUAL_PART, MARKED = 4, 0.05, 1.1
 #: cosine of a matrix with A's from which its channels count as inherited, not as learnt from A's features (students
 #: of features reach 0.67 in their heads and 0.1 elsewhere; an embedding that was tuned for long stays above 0.97)
 INHERITED = 0.95
+#: ... or the share of the content that must have this cosine (such students: 0.03; a base trained on for three times
+#: its own steps: all of it)
+AKIN, AKIN_SHARE = 0.35, 0.3
 #: share of the way from mispaired matrices to equality beyond which matched ones agree for another reason than shared
 #: statistics. Zoo: strangers below 0, siblings of one initialisation 0.1, relatives that nothing disguises 0.6 to 1
 FAR_ABOVE = 0.5
@@ -204,16 +207,32 @@ def _copied(material: Material, findings: list[Finding]) -> bool:
 
 
 def _taught(material: Material, stands: list[AxisTest]) -> bool:
-    """True where channels agree while no hidden unit does, though it could: their order may have come by the outputs.
+    """True where channels agree and nothing else does: their order may have come by the outputs.
 
     A student that is trained on its teacher's features gets the teacher's channels without any of its weights. Channels
-    that were inherited come with weights that are A's: a matrix that is equal or nearly so.
+    that were inherited come with weights that are A's: units inside the layers, a matrix that is equal or nearly so, or
+    a good part of the matrices at least akin.
     """
     hidden = [t for t in material.significance.valid if t.kind == "hidden"]
-    silent = hidden and not stands and all(t.log10_p > SUSPICIOUS for t in hidden)
-    if not silent or not _powerful(Significance(tuple(hidden), None)):
+    if stands or any(t.log10_p <= SUSPICIOUS for t in hidden):
         return False
-    return not any(p.equal or (p.cosine or 0.0) >= INHERITED for p in material.content)
+    if hidden and not _powerful(Significance(tuple(hidden), None)):
+        return False
+    content = material.content
+    if any(_inherited(material, p) for p in content if p.equal or (p.cosine or 0.0) >= INHERITED):
+        return False
+    akin = sum(p.size for p in content if (p.cosine or 0.0) >= AKIN)
+    return akin < AKIN_SHARE * sum(p.size for p in content)
+
+
+def _inherited(material: Material, pair: Pair) -> bool:
+    """True where a matrix agrees beyond a common mean: the norms of strangers, stacked to a matrix, do not."""
+    from numpy import corrcoef
+
+    sample = material.sample(pair.name)
+    if not (sample.a.std() > 0 and sample.b.std() > 0):
+        return False
+    return bool(corrcoef(sample.a.ravel(), sample.b.ravel())[0, 1] >= INHERITED)
 
 
 def _without_channels(tested: Significance) -> Significance:
@@ -222,12 +241,12 @@ def _without_channels(tested: Significance) -> Significance:
 
     from lineage.judge.laws import corrected
 
-    why = "no hidden unit agrees and no matrix is A's, so that training on A's features may have set the order"
+    why = "nothing but channels agrees and no matrix is A's, so that training on A's features may have set their order"
     tests = tuple(
         msgspec.structs.replace(t, void=why) if t.kind == "channels" and not t.void else t for t in tested.tests
     )
-    least = min(t.log10_p for t in tests if not t.void)
-    return Significance(tests, corrected(least, log10(len(tests))))
+    left = [t.log10_p for t in tests if not t.void]
+    return Significance(tests, corrected(min(left), log10(len(tests))) if left else None)
 
 
 def _equal_by_itself(material: Material) -> bool:

@@ -142,6 +142,13 @@ def test_values_on_a_lattice_are_quantized(bits: int, block: int, word: str) -> 
     assert found.direction == "a-to-b"
 
 
+def test_a_lattice_by_columns_is_quantized_too() -> None:
+    turned = {n: v.T for n, v in rounded(8, 0).items()}
+    found = verdict({n: v.T for n, v in BASE.items()}, {n: np.ascontiguousarray(v) for n, v in turned.items()})
+    assert ("quantized" in found.relations, found.direction) == (True, "a-to-b")
+    assert any("by columns" in reason for reason in found.reasons)
+
+
 def test_the_lattice_is_seen_from_the_other_side_too() -> None:
     found = verdict(rounded(4, 16), BASE)
     assert ("quantized" in found.relations, found.direction) == (True, "b-to-a")
@@ -260,6 +267,14 @@ def test_neurons_that_were_copied_to_grow_show_the_wider_one_as_the_child() -> N
 
     found = verdict(BASE, content(double))
     assert ("width-grown" in found.relations, found.direction) == (True, "a-to-b")
+
+
+def test_heads_that_were_cut_show_the_narrower_side_as_the_child_unless_the_others_are_clones() -> None:
+    rules = [Rule(to=(n,), source=(n,), ops=(Slice(0, 0, 16),) if ".k." in n else ()) for n in BASE]
+    half = {n: v[:16] if ".k." in n else v for n, v in BASE.items()}
+    repeated = {n: np.concatenate([v[:16], v[:16]]) if ".k." in n else v for n, v in BASE.items()}
+    found = [verdict(a, half, Mapping(rules=tuple(rules))) for a in (BASE, repeated)]
+    assert [f.direction for f in found] == ["a-to-b", None]
 
 
 def test_new_rows_of_the_embedding_extend_the_vocabulary() -> None:

@@ -79,3 +79,12 @@ def test_a_disguised_stranger_stays_a_stranger(tmp_path: Path, disguise: disguis
     verdict = api.investigate(a, b).document.verdict
     assert verdict.related is not True
     assert not {"rotated", "sign-flipped", "rescaled", "permuted"} & set(verdict.relations)
+
+
+def test_an_order_of_channels_is_no_rotation(tmp_path: Path) -> None:
+    base = language_model(1)
+    a = save(tmp_path / "a.safetensors", base)
+    b = save(tmp_path / "b.safetensors", disguises.signed_channels(tuned(base, 0.5), 3))
+    relations = api.investigate(a, b).document.verdict.relations
+    assert {"permuted", "sign-flipped"} <= set(relations)
+    assert "rotated" not in relations

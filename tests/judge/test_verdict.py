@@ -75,6 +75,13 @@ def test_a_student_with_its_teachers_channels_and_none_of_its_weights_is_no_rela
     assert any("training on A's features" in reason for reason in found.reasons)
 
 
+def test_a_taught_student_is_spared_where_no_hidden_unit_can_be_tested() -> None:
+    teacher, student = ({n: v for n, v in decoder(k).items() if "mlp" not in n} for k in (1, 2))
+    gains = [{"gains.weight": 1 + x["layers.0.attn.q.weight"]} for x in (teacher, student)]
+    taught = {"head.weight": teacher["head.weight"] + decoder(3)["head.weight"]}
+    assert verdict(teacher | gains[0], student | taught | gains[1]).related is not True
+
+
 def test_attention_that_was_copied_between_strangers_is_found() -> None:
     base, other = decoder(1), decoder(2)
     found = verdict(base, other | {n: v for n, v in base.items() if ".v." in n or ".o." in n})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +33,13 @@ Floats = NDArray[np.floating[Any]]
 
 #: share of sampled matrices that must show a property of values
 MOST = 0.8
+#: elements of a matrix up to which its columns are looked at, too
+TURNED = 1 << 20
 #: exact zeros beyond A's that count as pruning; trained weights in bf16 have below 0.001
 SPARSE = 0.05
-#: white noise: relative size alike in all matrices (largest over smallest; zoo: noise 1.04, tuning 2.8 and more), and
-#: the largest singular value no further than this beyond the edge of a random matrix (zoo: noise 1.02, ft 1.5 to 5)
+#: white noise: relative size alike in all matrices (largest over smallest; zoo: noise 1.04, tuning 2.8 and more; eleven
+#: families of other recipes: tuning 1.6 and more), and the largest singular value no further than this beyond the edge
+#: of a random matrix (zoo: noise 1.02, ft 1.5 to 5)
 EVEN, EDGE = 1.15, 1.25
 #: twice the relative difference that storage leaves (bf16 1.7e-3, f16 2e-4): up to there it is a cast
 ROUNDING = {"BF16": 6e-3, "F16": 8e-4, "F32": 1e-6, "F64": 1e-12}
@@ -65,24 +68,31 @@ def quantized(material: Material) -> Finding | None:
         if words and other & set(FLOATS):
             return Finding("quantized", 1.0, f"{side} is stored as {', '.join(words)}")
     for side in ("B", "A"):
-        hits = material.asked(_on_grids_b if side == "B" else _on_grids_a)
+        hits = gridded(material, side)
         if hits:
-            grids = [grid for _, grid in hits]
-            grid = max(set(grids), key=grids.count)
-            return Finding("quantized", 1.0, f"{side}'s values stand on {grid}")
+            words = [str(hit.grid).replace("rows", "columns") if hit.turned else str(hit.grid) for hit in hits]
+            return Finding("quantized", 1.0, f"{side}'s values stand on {max(words, key=words.count)}")
     return None
 
 
-def gridded(material: Material, side: str) -> list[tuple[str, Grid]]:
-    """B's names of sampled matrices that stand on a grid on this side and not on the other; empty if they are few."""
+class Gridded(NamedTuple):
+    """B's name of a matrix that stands on a grid, and whether blocks run down its columns."""
+
+    name: str
+    grid: Grid
+    turned: bool
+
+
+def gridded(material: Material, side: str) -> list[Gridded]:
+    """Sampled matrices that stand on a grid on this side and not on the other; empty if they are few."""
     return material.asked(_on_grids_b if side == "B" else _on_grids_a)
 
 
-def _on_grids_b(material: Material) -> list[tuple[str, Grid]]:
+def _on_grids_b(material: Material) -> list[Gridded]:
     return _on_grids(material, lambda name: [(material.b, name)], lambda name: _origins(material, name))
 
 
-def _on_grids_a(material: Material) -> list[tuple[str, Grid]]:
+def _on_grids_a(material: Material) -> list[Gridded]:
     return _on_grids(material, lambda name: _origins(material, name), lambda name: [(material.b, name)])
 
 
@@ -94,25 +104,44 @@ def _on_grids(
     material: Material,
     mine: Callable[[str], list[tuple[Checkpoint, str]]],
     other: Callable[[str], list[tuple[Checkpoint, str]]],
-) -> list[tuple[str, Grid]]:
-    """Names and grids; each side is looked at as it is stored, for blocks run along its own rows."""
+) -> list[Gridded]:
+    """Each side is looked at as it is stored, for blocks run along its own rows or columns."""
     names = [sample.name for sample in material.samples]
-    hits: list[tuple[str, Grid]] = []
+    hits: list[Gridded] = []
     for at, name in enumerate(names):
         if at - len(hits) > (1 - MOST) * len(names):
             return []
-        grid = next((g for c, n in mine(name) if (g := find_grid(beginning(c, n))) is not None), None)
-        if grid is not None and all(find_grid(beginning(c, n)) is None for c, n in other(name)):
-            hits.append((name, grid))
+        found = _on_grid(mine(name))
+        if found is not None and _on_grid(other(name)) is None:
+            hits.append(Gridded(name, *found))
     return hits if len(hits) >= MOST * len(names) else []
 
 
-def beginning(checkpoint: Checkpoint, name: str) -> Floats:
-    """The first rows of a tensor as it is stored, shape (rows, columns)."""
+def _on_grid(tensors: list[tuple[Checkpoint, str]]) -> tuple[Grid, bool] | None:
+    """The first grid of these tensors, and whether its blocks run down the columns."""
+    for checkpoint, name in tensors:
+        for turned in (False, True):
+            values = beginning(checkpoint, name, turned=turned)
+            grid = None if values is None else find_grid(values)
+            if grid is not None:
+                return grid, turned
+    return None
+
+
+def beginning(checkpoint: Checkpoint, name: str, *, turned: bool = False) -> Floats | None:
+    """The first rows of a tensor as it is stored, shape (rows, columns), or its first columns turned to rows.
+
+    None where whole columns would have to be picked from too large a tensor.
+    """
     shape, size = checkpoint.specs[name].shape, checkpoint.specs[name].size
+    if turned and (len(shape) != 2 or size > TURNED):
+        return None
     while len(shape) > 2 and shape[0] < FEW_ROWS:
         shape = (shape[0] * shape[1], *shape[2:])  # a stack of layers or experts
     columns = size // shape[0] if len(shape) > 1 else size
+    if turned:
+        values = checkpoint.read(name, 0, size).reshape(-1, columns).T
+        return values[: max(WHOLE_ROWS, -(-WHOLE_VALUES // shape[0]))]
     rows = min(size // columns, max(WHOLE_ROWS, -(-WHOLE_VALUES // columns)))
     return checkpoint.read(name, 0, rows * columns).reshape(rows, columns)
 
