@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lineage.layout.axes import LayoutError, OpenSize, Shape
 from lineage.layout.chain import Entry, Level, chain_shapes, inverse_chain, leaves, mapped
 from lineage.layout.induce import Match
-from lineage.layout.mapping import Rule
+from lineage.layout.mapping import Rule, transformed
 from lineage.layout.names import Joined, Names
 from lineage.layout.operations import Concat, Each, Operation, Rearrange, Split, Stack, Unstack
 from lineage.match.chains import OVER
@@ -120,6 +120,13 @@ class Layout:
                 matches.append(_match(place, chain))
         whole = all(spoken <= names for spoken, names in zip(self._spoken, used, strict=True))
         return Laid(first(matches), asked, whole)
+
+    def names(self) -> set[str]:
+        """Every axis that a pattern names."""
+        found: set[str] = set()
+        for rule in self.rules:
+            transformed(rule.ops, lambda op: found.update(op.parsed.names) or op)  # type: ignore[func-returns-value]
+        return found
 
     def at(self, place: Place, given: Mapping[str, int]) -> Match | None:
         """One place under given sizes, None where it does not fit or stays open."""
