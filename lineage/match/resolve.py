@@ -196,7 +196,10 @@ def _places(rule: Rule, number: int, names: tuple[Names, Names]) -> Iterator[Pla
     templates = (sources, targets)
     namers = [t.namer(shared) for t in templates[named]]
     for binding, entries in Joined(names[listed], templates[listed], shared, rule.values, rule.table):
-        others = tuple(name(binding) for name in namers)
+        try:
+            others = tuple(name(binding) for name in namers)
+        except LayoutError:
+            continue  # a number below zero: there is no such name
         if all(other in names[named].names for other in others):
             yield Place(number, entries, others) if listed == 0 else Place(number, others, entries)
 
@@ -209,16 +212,28 @@ def _filled(
     at = list(entries)
     for op in ops:
         if isinstance(op, Each):
-            op = Each({k: _filled(chain, at[k : k + 1], known)[0] for k, chain in op.chains if k < len(at)})
+            chains = {k: _filled(chain, at[k : k + 1], known)[0] for k, chain in op.chains if k < len(at)}
+            op = Each({k: chain for k, chain in chains.items() if chain})
         elif isinstance(op, Rearrange):
             op = _sized(op, next(leaves(at[0])), known)
         elif isinstance(op, Concat) and op.over is None and op.sizes is None:
             lengths = [next(leaves(entry)) for entry in at]
             cut = [shape[op.axis] for shape in lengths if -len(shape) <= op.axis < len(shape)]
             op = dataclasses.replace(op, sizes=tuple(cut) if len(set(cut)) > 1 else None)
-        at = chain_shapes((op,), at)
-        done.append(op)
+        before, at = at, chain_shapes((op,), at)
+        if not _moves_nothing(op, before, at):
+            done.append(op)
     return tuple(done), at
+
+
+def _moves_nothing(op: Operation, before: Sequence[Entry], after: Sequence[Entry]) -> bool:
+    """Whether the step leaves everything in its place: sizes of one, or a pattern that only asks for a shape."""
+    if isinstance(op, Each):
+        return not op.chains
+    if not isinstance(op, Rearrange) or list(before) != list(after):
+        return False
+    shapes = {shape for entry in before for shape in leaves(entry)}
+    return all(op.parsed.keeps_order(shape, dict(op.sizes)) for shape in shapes)
 
 
 def _sized(op: Rearrange, shape: Shape, known: Mapping[str, int]) -> Rearrange:

@@ -153,6 +153,14 @@ def test_gains_of_ones_follow_the_file_without_being_called_certified(tmp_path: 
     assert said["net.0.out"] == ("values", True)
 
 
+def test_rows_that_stay_where_they_are_are_a_plain_renaming(tmp_path: Path) -> None:
+    a = separate()
+    b = fused(a, width=2)
+    found = tried(tmp_path, a, b, toy(tmp_path / "toy.yaml"))
+    assert found is not None
+    assert {len(c.match.ops) for c in found.certified if c.match.targets[0] == "net.0.qk"} == {1}
+
+
 def test_of_two_fitting_files_the_one_that_the_weights_show_is_used(tmp_path: Path) -> None:
     files = (toy(tmp_path / "plain.yaml", ops=""), toy(tmp_path / "rotary.yaml"))
     a = separate()
