@@ -18,7 +18,7 @@ import msgspec
 
 from lineage.checkpoint import Checkpoint, open_checkpoint, read_claims
 from lineage.components import component_of, matched_components, whole_mapping
-from lineage.errors import InputError
+from lineage.errors import InputError, nearest
 from lineage.layout.mapping import Mapping
 from lineage.measure.compare import SAMPLE
 from lineage.progress import Progress
@@ -98,22 +98,31 @@ def map_headers(a: StrPath | Checkpoint, b: StrPath | Checkpoint, *, sizes: Dict
 
     Raises
     ------
-    InputError : one of the two has no readable header
+    InputError : one of the two has no readable header, or no layout that fits has a size of a given name
     """
     from lineage.match.stored import HeaderMap
     from lineage.match.stored import map_headers as run
 
-    opened: set[str] = set()
+    asked: set[str] = set()
+    named: set[str] = set()
 
     def find(x: Checkpoint, y: Checkpoint, progress: Callable[[str], None]) -> Mapping:
         found = run(x, y, sizes=sizes or {})
-        opened.update(() if found is None else found.open)
-        return Mapping() if found is None else found.mapping
+        if found is None:
+            return Mapping()
+        asked.update(found.open)
+        named.update(found.sizes)
+        return found.mapping
 
     with _opened(a, headers=True) as one, _opened(b, headers=True) as two:
         told = matched_components(one, two, seed=0, threads=1, progress=lambda step: None, find=find)
         mapping = whole_mapping(one, two, [(x, y, m) for x, y, m in told if x is not None])
-    return HeaderMap(mapping, tuple(sorted(opened)))
+    for name in sizes or {}:
+        if mapping.rules and name not in named:
+            near = nearest(name, named)
+            cause = f'the stored layout {", ".join(mapping.pair)} has no size "{name}"'
+            raise InputError("--size", cause, f'did you mean "{near}"?' if near else "leave it out")
+    return HeaderMap(mapping, tuple(sorted(asked)), tuple(sorted(named)))
 
 
 def check_mapping(

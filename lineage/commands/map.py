@@ -111,7 +111,7 @@ def _from_headers(settings: Settings, a: str, b: str, out: str | None, form: str
     if out is not None:
         check_output(out, inputs=(a, b))
     with api.open(a, headers=True) as one, api.open(b, headers=True) as two:
-        mapping, asked = api.map_headers(one, two, sizes=sizes)
+        mapping, asked, _ = api.map_headers(one, two, sizes=sizes)
         found = summarise_mapping(mapping, one, two)
         names = len(one), len(two)
     if asked:

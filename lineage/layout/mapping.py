@@ -14,7 +14,7 @@ from lineage.layout.names import Joined, Names, parse_where
 from lineage.layout.operations import Each, Operation, Rearrange
 from lineage.layout.templates import Template, parse_template
 
-__all__ = ["Evidence", "How", "Instance", "Mapping", "Rule", "Side", "settled"]
+__all__ = ["Evidence", "How", "Instance", "Mapping", "Rule", "Side", "settled", "transformed"]
 
 How = Literal["values", "structure", "name", "given"]
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lineage.layout.axes import LayoutError, OpenSize, Shape
 from lineage.layout.chain import Entry, Level, chain_shapes, inverse_chain, leaves, mapped
 from lineage.layout.induce import Match
-from lineage.layout.mapping import Rule
+from lineage.layout.mapping import Rule, transformed
 from lineage.layout.names import Joined, Names
 from lineage.layout.operations import Concat, Each, Operation, Rearrange, Split, Stack, Unstack
 from lineage.match.chains import OVER
@@ -121,6 +121,13 @@ class Layout:
         whole = all(spoken <= names for spoken, names in zip(self._spoken, used, strict=True))
         return Laid(first(matches), asked, whole)
 
+    def names(self) -> set[str]:
+        """Every axis that a pattern names."""
+        found: set[str] = set()
+        for rule in self.rules:
+            transformed(rule.ops, lambda op: found.update(op.parsed.names) or op)  # type: ignore[func-returns-value]
+        return found
+
     def at(self, place: Place, given: Mapping[str, int]) -> Match | None:
         """One place under given sizes, None where it does not fit or stays open."""
         chain = self._chain(place, {**self._told, **given})
@@ -189,7 +196,10 @@ def _places(rule: Rule, number: int, names: tuple[Names, Names]) -> Iterator[Pla
     templates = (sources, targets)
     namers = [t.namer(shared) for t in templates[named]]
     for binding, entries in Joined(names[listed], templates[listed], shared, rule.values, rule.table):
-        others = tuple(name(binding) for name in namers)
+        try:
+            others = tuple(name(binding) for name in namers)
+        except LayoutError:
+            continue  # a number below zero: there is no such name
         if all(other in names[named].names for other in others):
             yield Place(number, entries, others) if listed == 0 else Place(number, others, entries)
 
@@ -202,16 +212,28 @@ def _filled(
     at = list(entries)
     for op in ops:
         if isinstance(op, Each):
-            op = Each({k: _filled(chain, at[k : k + 1], known)[0] for k, chain in op.chains if k < len(at)})
+            chains = {k: _filled(chain, at[k : k + 1], known)[0] for k, chain in op.chains if k < len(at)}
+            op = Each({k: chain for k, chain in chains.items() if chain})
         elif isinstance(op, Rearrange):
             op = _sized(op, next(leaves(at[0])), known)
         elif isinstance(op, Concat) and op.over is None and op.sizes is None:
             lengths = [next(leaves(entry)) for entry in at]
             cut = [shape[op.axis] for shape in lengths if -len(shape) <= op.axis < len(shape)]
             op = dataclasses.replace(op, sizes=tuple(cut) if len(set(cut)) > 1 else None)
-        at = chain_shapes((op,), at)
-        done.append(op)
+        before, at = at, chain_shapes((op,), at)
+        if not _moves_nothing(op, before, at):
+            done.append(op)
     return tuple(done), at
+
+
+def _moves_nothing(op: Operation, before: Sequence[Entry], after: Sequence[Entry]) -> bool:
+    """Whether the step leaves everything in its place: sizes of one, or a pattern that only asks for a shape."""
+    if isinstance(op, Each):
+        return not op.chains
+    if not isinstance(op, Rearrange) or list(before) != list(after):
+        return False
+    shapes = {shape for entry in before for shape in leaves(entry)}
+    return all(op.parsed.keeps_order(shape, dict(op.sizes)) for shape in shapes)
 
 
 def _sized(op: Rearrange, shape: Shape, known: Mapping[str, int]) -> Rearrange:

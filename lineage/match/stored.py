@@ -24,7 +24,7 @@ from lineage.match.values import Values
 __all__ = ["HeaderMap", "Stored", "map_headers", "stored"]
 
 #: matrices compared before a layout is certified as a whole; of two strangers' matrices none is ever certified, of a
-#: copy's all are, also through noise as large as the weights themselves (cosine 0.71)
+#: copy's all are, also through noise as large as the weights themselves (tests/match/test_stored.py)
 PROBED = 8
 #: share of the elements whose values tell that must be certified, or the layout is not used
 LEAST_SHARE = 0.5
@@ -43,7 +43,7 @@ class Stored(NamedTuple):
     Attributes
     ----------
     name : of the layout
-    certified : matches that hold; those whose values say nothing on either side are marked `name`
+    certified : matches that hold; those whose values say nothing, as one side is constant, are marked `name`
     """
 
     name: str
@@ -57,10 +57,12 @@ class HeaderMap(NamedTuple):
     ----------
     mapping : nothing in it is certified
     open : sizes that shapes do not tell; whatever needs them is left out
+    sizes : all that the fitting layouts name
     """
 
     mapping: Document
     open: tuple[str, ...]
+    sizes: tuple[str, ...]
 
 
 class _Offer(NamedTuple):
@@ -142,12 +144,7 @@ def _kept(matches: Sequence[Match], a: Values, b: Values, *, threads: int) -> li
     proof, silence = (sum(_elements(c.match, b.checkpoint) for c in some) for some in (proved, silent))
     if proof < LEAST_SHARE * (sum(_elements(m, b.checkpoint) for m in claims) - silence):
         return []
-    named = [
-        Certified(msgspec.structs.replace(c.match, how="name"), True)
-        for c in silent
-        if c.match.cosine == 1.0 or c.match.cosine is None
-    ]
-    return [*proved, *named]
+    return [*proved, *(Certified(msgspec.structs.replace(c.match, how="name"), True) for c in silent)]
 
 
 def _even(proved: Sequence[Certified]) -> list[Certified]:
@@ -203,7 +200,7 @@ def map_headers(
     a: Checkpoint,
     b: Checkpoint,
     *,
-    sizes: Mapping[str, int] = {},
+    sizes: Mapping[str, int],
     known: Sequence[Pair] | None = None,
 ) -> HeaderMap | None:
     """The map that a stored layout gives from names and shapes, without any values; None where none fits as a whole.
@@ -218,7 +215,9 @@ def map_headers(
     Of several that fit, the one that speaks of most tensors; of equals, only what all of them say.
     """
     found: list[tuple[int, str, list[Match], set[str]]] = []
+    named: set[str] = set()
     for offer in _offers(a, b, pairs() if known is None else known):
+        named |= offer.layout.names()
         laid = offer.layout.laid(sizes)
         matches = offer.matches(laid)
         asked = {n for one in laid.open for n in one.names}
@@ -243,7 +242,7 @@ def map_headers(
         unmatched_target=tuple(n for n in b.specs if n not in targets),
         pair=tuple(one[1] for one in best),
     )
-    return HeaderMap(mapping, tuple(sorted(set().union(*(one[3] for one in best)))))
+    return HeaderMap(mapping, tuple(sorted(set().union(*(one[3] for one in best)))), tuple(sorted(named)))
 
 
 def _said(match: Match) -> tuple[object, ...]:

@@ -69,3 +69,17 @@ def test_names_of_any_letters_are_kept(tmp_path: Path) -> None:
 def test_a_file_without_tensors_opens(tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     assert len(open_checkpoint(tmp_path / "m.safetensors")) == 0
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+def test_a_file_of_which_only_the_first_bytes_were_fetched_opens_for_its_header(tmp_path: Path, kept: int) -> None:
+    head = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    raw = struct.pack("<Q", len(head)) + head + b"\0" * kept
+    for number in (1, 2):
+        (tmp_path / f"model-0000{number}-of-00002.safetensors").write_bytes(raw.replace(b"w", b"%d" % number, 1))
+    with pytest.raises(InputError, match="it was cut short"):
+        open_checkpoint(tmp_path)
+    opened = open_checkpoint(tmp_path, headers=True)
+    assert {spec.name: spec.shape for spec in opened} == {"1": (2,), "2": (2,)}
+    with pytest.raises(InputError):
+        opened.tensor("1")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lineage.layout.axes import LayoutError, parse_pattern
+from lineage.layout.axes import LayoutError, OpenSize, parse_pattern
 from tests.strategies import codes, patterns
 
 Pattern = tuple[str, dict[str, int], tuple[int, ...]]
@@ -81,3 +81,11 @@ def test_what_is_no_pattern_is_refused_with_the_reason(text: str, reason: str) -
 def test_a_pattern_that_does_not_fit_says_where(shape: tuple[int, ...], sizes: dict[str, int], reason: str) -> None:
     with pytest.raises(LayoutError, match=reason):
         parse_pattern("(h d) k -> h d k").shape(shape, sizes)
+
+
+def test_a_pattern_names_the_lengths_that_it_lacks_and_what_they_make_together() -> None:
+    pattern = parse_pattern("(h two d) k -> (h d two) k")
+    with pytest.raises(OpenSize, match="give a size for h or d") as raised:
+        pattern.lengths((48, 5), {"two": 2})
+    assert (raised.value.names, raised.value.product) == (("h", "d"), 24)
+    assert pattern.lengths((48, 5), {"two": 2, "d": 4}) == {"h": 6, "two": 2, "d": 4, "k": 5}

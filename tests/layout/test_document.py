@@ -159,6 +159,13 @@ def test_short_spellings_mean_what_they_say(ops: str | None, parsed: tuple[Opera
     assert parse_mapping(text).rules[0].ops == parsed
 
 
+@pytest.mark.parametrize(("pair", "line"), [(("one",), "pair: one"), (("one", "two"), "pair: [one, two]")])
+def test_a_mapping_says_which_stored_layouts_it_rests_on(pair: tuple[str, ...], line: str) -> None:
+    text = dump_mapping(Mapping(rules=(Rule(to=("b",), source=("a",)),), pair=pair))
+    assert line in text.splitlines()
+    assert parse_mapping(text).pair == parse_mapping(text).inverse().pair == pair
+
+
 def test_a_list_that_only_one_operation_can_mean_needs_no_over() -> None:
     (stacked,) = parse_mapping(rule("[{stack: 1}]", source='"y.{i}.{e}"')).rules
     assert stacked.ops == (Stack(1, over="e"),)

@@ -188,3 +188,74 @@ def test_layers_stacked_with_heads_as_axes_become_matrices(
         b[to + "self_attn.out_proj.weight"] = a[out + "kernel"][i].reshape(wide, wide).T
         b[to + "self_attn.out_proj.bias"] = a[out + "bias"][i]
     prove(tmp_path, "paligemma-bigvision-transformers", a, b)
+
+
+@pytest.mark.parametrize(("layers", "text", "vision"), [(2, 32, 48), (3, 48, 32)])
+def test_projections_of_two_towers_are_split_and_transposed(
+    tmp_path: Path, layers: int, text: int, vision: int
+) -> None:
+    shapes: Shapes = {
+        "token_embedding.weight": (64, text), "positional_embedding": (20, text), "text_projection": (text, 40),
+        "logit_scale": (), "visual.class_embedding": (vision,), "visual.positional_embedding": (17, vision),
+        "visual.conv1.weight": (vision, 3, 4, 4), "visual.proj": (vision, 40),
+    }  # fmt: skip
+    shapes |= norm("ln_final", text) | norm("visual.ln_pre", vision) | norm("visual.ln_post", vision)
+    towers = (("transformer", "text_model", text), ("visual.transformer", "vision_model", vision))
+    for tower, _, width in towers:
+        for i in range(layers):
+            at = f"{tower}.resblocks.{i}."
+            shapes |= norm(at + "ln_1", width) | norm(at + "ln_2", width) | linear(at + "attn.out_proj", width, width)
+            shapes |= {at + "attn.in_proj_weight": (3 * width, width), at + "attn.in_proj_bias": (3 * width,)}
+            shapes |= linear(at + "mlp.c_fc", 4 * width, width) | linear(at + "mlp.c_proj", width, 4 * width)
+    a = {n: np.asarray(x, np.float32) for n, x in filled(shapes).items()}
+    b = renamed(
+        {n: x for n, x in a.items() if "in_proj" not in n},
+        *((f"{old}.resblocks", f"{new}.encoder.layers") for old, new, _ in reversed(towers)),
+        ("token_embedding", "text_model.embeddings.token_embedding"), (".ln_1", ".layer_norm1"),
+        (".ln_2", ".layer_norm2"), ("attn.out_proj", "self_attn.out_proj"), ("mlp.c_fc", "mlp.fc1"),
+        ("mlp.c_proj", "mlp.fc2"), ("visual.ln_pre", "vision_model.pre_layrnorm"),
+        ("visual.ln_post", "vision_model.post_layernorm"), ("ln_final", "text_model.final_layer_norm"),
+        ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+        ("visual.conv1", "vision_model.embeddings.patch_embedding"),
+        ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    )  # fmt: skip
+    b["text_model.embeddings.position_embedding.weight"] = b.pop("positional_embedding")
+    b["text_projection.weight"], b["visual_projection.weight"] = b.pop("text_projection").T, b.pop("visual.proj").T
+    for old, new, _ in towers:
+        for i in range(layers):
+            for kind in ("weight", "bias"):
+                parts = np.split(a[f"{old}.resblocks.{i}.attn.in_proj_{kind}"], 3)
+                b |= {
+                    f"{new}.encoder.layers.{i}.self_attn.{n}_proj.{kind}": x for n, x in zip("qkv", parts, strict=True)
+                }
+    prove(tmp_path, "clip-openai-transformers", a, b, silent={"logit_scale"})
+
+
+@pytest.mark.parametrize(("layers", "width", "mels"), [(2, 32, 16), (3, 48, 20)])
+def test_layers_of_a_speech_model_are_renamed(tmp_path: Path, layers: int, width: int, mels: int) -> None:
+    shapes: Shapes = {
+        "model.decoder.embed_tokens.weight": (64, width), "model.decoder.embed_positions.weight": (20, width),
+        "model.encoder.embed_positions.weight": (24, width),
+    }  # fmt: skip
+    shapes |= linear("model.encoder.conv1", width, mels, 3) | linear("model.encoder.conv2", width, width, 3)
+    for tower in ("encoder", "decoder"):
+        shapes |= norm(f"model.{tower}.layer_norm", width)
+        for at in (f"model.{tower}.layers.{i}." for i in range(layers)):
+            for name in ("self_attn", "encoder_attn") if tower == "decoder" else ("self_attn",):
+                shapes |= norm(f"{at}{name}_layer_norm", width) | {f"{at}{name}.k_proj.weight": (width, width)}
+                for n in ("q_proj", "v_proj", "out_proj"):
+                    shapes |= linear(f"{at}{name}.{n}", width, width)
+            shapes |= linear(at + "fc1", 4 * width, width) | linear(at + "fc2", width, 4 * width)
+            shapes |= norm(at + "final_layer_norm", width)
+    a = filled(shapes)
+    b = renamed(
+        a, ("model.", ""), ("layers", "blocks"), ("fc1", "mlp.0"), ("fc2", "mlp.2"), ("final_layer_norm", "mlp_ln"),
+        (".self_attn.q_proj", ".attn.query"), (".self_attn.k_proj", ".attn.key"), (".self_attn.v_proj", ".attn.value"),
+        (".self_attn_layer_norm", ".attn_ln"), (".self_attn.out_proj", ".attn.out"),
+        (".encoder_attn.q_proj", ".cross_attn.query"), (".encoder_attn.k_proj", ".cross_attn.key"),
+        (".encoder_attn.v_proj", ".cross_attn.value"), (".encoder_attn_layer_norm", ".cross_attn_ln"),
+        (".encoder_attn.out_proj", ".cross_attn.out"), ("decoder.layer_norm.", "decoder.ln."),
+        ("encoder.layer_norm.", "encoder.ln_post."), ("embed_tokens", "token_embedding"),
+        ("embed_positions.weight", "positional_embedding"),
+    )  # fmt: skip
+    prove(tmp_path, "whisper-transformers-openai", a, b)
