@@ -145,7 +145,8 @@ class Locals:
         self._names: dict[str, str] = {}
         for k, name in enumerate(dict.fromkeys(names)):
             plain = name.isascii() and name.isidentifier() and len(name) <= LONGEST and not keyword.iskeyword(name)
-            free = plain and name not in self.TAKEN and not keyword.issoftkeyword(name)
+            # l, I and O look like numbers
+            free = plain and name not in self.TAKEN and name not in ("l", "I", "O") and not keyword.issoftkeyword(name)
             # an underscore inside keeps made names apart from those of placeholders' numbers
             self._names[name] = name if free and not name.startswith(("number_", "axis_")) else f"number_{k}"
 
