@@ -56,12 +56,19 @@ def _rewrite(settings: Settings, path: str, form: str, out: str | None) -> int:
 
 
 def _emit(
-    settings: Settings, mapping: Mapping, form: str, *, name: str, out: str | None, inputs: tuple[str, ...]
+    settings: Settings,
+    mapping: Mapping,
+    form: str,
+    *,
+    name: str,
+    out: str | None,
+    inputs: tuple[str, ...],
+    shapes: dict[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Writes or prints a mapping in another form, and says what that form cannot say."""
     from lineage.emit import EMITTERS, emit
 
-    emitted = emit(mapping, EMITTERS[form], name=name, out=out, inputs=inputs)
+    emitted = emit(mapping, EMITTERS[form], name=name, out=out, shapes=shapes, inputs=inputs)
     if out is None:
         click.echo(emitted.text, nl=False)
     else:
@@ -83,11 +90,13 @@ def _find(settings: Settings, a: str, b: str, out: str | None, form: str | None)
         mapping = api.map(one, two, seed=settings.seed, threads=settings.threads, progress=progress.step)
         found = summarise_mapping(mapping, one, two)
         names = len(one), len(two)
+        shapes = {name: spec.shape for name, spec in one.specs.items()}
     if not mapping.rules:
         say(settings, f"nothing in {b} corresponds to anything in {a}; no mapping is written")
         return 1
     if form is not None:
-        _emit(settings, mapping, form, name=f"the mapping from {a} to {b}", out=out, inputs=(a, b))
+        title = f"the mapping from {a} to {b}"
+        _emit(settings, mapping, form, name=title, out=out, inputs=(a, b), shapes=shapes)
     elif out is None:
         click.echo(dump_mapping(mapping), nl=False)
     else:
