@@ -36,7 +36,7 @@ def map_command(settings: Settings, a: str, b: str | None, out: str | None, form
     """
     if given is not None:
         if out is not None or form is not None:
-            raise click.UsageError("--check writes nothing: leave out -o and --emit")
+            raise click.UsageError(f"--check writes nothing: leave out {'--emit' if out is None else '-o'}")
         if b is None:
             raise click.UsageError("--check needs A and B beside the mapping")
         return _check(settings, given, a, b)
