@@ -62,7 +62,7 @@ def map_command(
     """
     if given is not None:
         if out is not None or form is not None:
-            raise click.UsageError("--check writes nothing: leave out -o and --emit")
+            raise click.UsageError(f"--check writes nothing: leave out {'--emit' if out is None else '-o'}")
         if headers:
             raise click.UsageError("--check reads weights: leave out --headers")
         if b is None:
@@ -88,12 +88,19 @@ def _rewrite(settings: Settings, path: str, form: str, out: str | None) -> int:
 
 
 def _emit(
-    settings: Settings, mapping: Mapping, form: str, *, name: str, out: str | None, inputs: tuple[str, ...]
+    settings: Settings,
+    mapping: Mapping,
+    form: str,
+    *,
+    name: str,
+    out: str | None,
+    inputs: tuple[str, ...],
+    shapes: dict[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Writes or prints a mapping in another form, and says what that form cannot say."""
     from lineage.emit import EMITTERS, emit
 
-    emitted = emit(mapping, EMITTERS[form], name=name, out=out, inputs=inputs)
+    emitted = emit(mapping, EMITTERS[form], name=name, out=out, shapes=shapes, inputs=inputs)
     if out is None:
         click.echo(emitted.text, nl=False)
     else:
@@ -114,13 +121,14 @@ def _from_headers(settings: Settings, a: str, b: str, out: str | None, form: str
         mapping, asked, _ = api.map_headers(one, two, sizes=sizes)
         found = summarise_mapping(mapping, one, two)
         names = len(one), len(two)
+        shapes = {name: spec.shape for name, spec in one.specs.items()}
     if asked:
         words = " or ".join(asked)
         say(settings, f"shapes do not tell {words}: what needs it is left out; say it with --size {asked[0]}=N")
     if not mapping.rules:
         say(settings, f"no stored layout fits {a} and {b} as a whole; fetch the weights and leave out --headers")
         return 1
-    _write(settings, mapping, a, b, out, form)
+    _write(settings, mapping, (a, b), out, form, shapes)
     pair = ", ".join(mapping.pair)
     say(settings, f"from the stored layout {pair} alone, by names and shapes; no weight was read, nothing is verified")
     say(settings, f"B: {found.matched_b} of {names[1]} tensors matched")
@@ -141,10 +149,11 @@ def _find(settings: Settings, a: str, b: str, out: str | None, form: str | None)
         mapping = api.map(one, two, seed=settings.seed, threads=settings.threads, progress=progress.step)
         found = summarise_mapping(mapping, one, two)
         names = len(one), len(two)
+        shapes = {name: spec.shape for name, spec in one.specs.items()}
     if not mapping.rules:
         say(settings, f"nothing in {b} corresponds to anything in {a}; no mapping is written")
         return 1
-    _write(settings, mapping, a, b, out, form)
+    _write(settings, mapping, (a, b), out, form, shapes)
     if mapping.pair:
         say(settings, f"used the stored layout {', '.join(mapping.pair)}, certified by the weights")
     say(
@@ -156,16 +165,24 @@ def _find(settings: Settings, a: str, b: str, out: str | None, form: str | None)
     return 0
 
 
-def _write(settings: Settings, mapping: Mapping, a: str, b: str, out: str | None, form: str | None) -> None:
+def _write(
+    settings: Settings,
+    mapping: Mapping,
+    inputs: tuple[str, str],
+    out: str | None,
+    form: str | None,
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
     """The mapping into its file, or printed; as YAML, or in another form."""
     from lineage.layout.document import dump_mapping, write_mapping
 
     if form is not None:
-        _emit(settings, mapping, form, name=f"the mapping from {a} to {b}", out=out, inputs=(a, b))
+        title = f"the mapping from {inputs[0]} to {inputs[1]}"
+        _emit(settings, mapping, form, name=title, out=out, inputs=inputs, shapes=shapes)
     elif out is None:
         click.echo(dump_mapping(mapping), nl=False)
     else:
-        write_mapping(mapping, out, inputs=(a, b))
+        write_mapping(mapping, out, inputs=inputs)
         say(settings, f"wrote {out}: {len(mapping.rules)} rules")
 
 

@@ -12,7 +12,7 @@ from lineage.emit.writing import emit
 
 __all__ = ["EMITTERS", "Emitted", "emit"]
 
-#: every form by its word; each takes the mapping, its name, and the name of the file for long arrays
+#: every form by its word; each takes the mapping, its name, the name of the file for long arrays, and shapes
 EMITTERS: dict[str, Callable[..., Emitted]] = {
     "json": emit_json,
     "python": emit_python,

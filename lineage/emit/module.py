@@ -68,7 +68,9 @@ class Module:
         if name not in self._words:
             word = name.upper()
             taken = set(self._words.values()) | self._constants.keys()
-            self._words[name] = word if word not in taken else f"{word}_{len(self._words)}_SIZE"
+            # I and O look like numbers
+            free = word not in taken and word not in ("I", "O")
+            self._words[name] = word if free else f"{word}_{len(self._words)}_SIZE"
             self._constants[self._words[name]] = str(length)
         return self._words[name]
 

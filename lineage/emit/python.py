@@ -7,6 +7,7 @@ sums). It is laid out as ruff formats it, and nothing that stands in the mapping
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping as Dict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from lineage.emit.emitted import Emitted
 from lineage.emit.module import Module
 from lineage.emit.source import WIDTH, Group, assignment, comment, number, quoted, string, template, whole
 from lineage.emit.steps import DTYPES, State, arithmetic, chain
-from lineage.layout.axes import LayoutError
+from lineage.layout.axes import LayoutError, Shape
 from lineage.layout.mapping import Mapping, Rule
 from lineage.layout.operations import Each, Operation
 from lineage.layout.templates import Template
@@ -26,18 +27,20 @@ __all__ = ["emit_python"]
 _LONGEST_NAME = 60
 
 
-def emit_python(mapping: Mapping, *, name: str, beside: str) -> Emitted:
+def emit_python(mapping: Mapping, *, name: str, beside: str, shapes: Dict[str, Shape] | None = None) -> Emitted:
     """The file for a mapping.
 
     Parameters
     ----------
     name : of the mapping, for the docstring
     beside : name of the file with the arrays that are too long for code
+    shapes : not needed: the code finds the tensors by their names
 
     Raises
     ------
     LayoutError : a rule leaves a length open, or its numbers do not tell its placeholders apart; with its place
     """
+    del shapes
     module = Module(mapping.sizes)
     forward: dict[int, list[str]] = {}
     back: dict[int, list[str]] = {}

@@ -6,6 +6,7 @@ Whatever does not fit on a line is written one item a line with a comma after th
 from __future__ import annotations
 
 import keyword
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,10 @@ def assignment(indent: int, name: str, text: str) -> list[str]:
     return [f"{' ' * indent}{name} = (", f"{' ' * (indent + 4)}{text}", f"{' ' * indent})"]
 
 
+#: names that emitted files make themselves: constants, loop variables; and l, which looks like a number
+_MADE = re.compile(r"[A-Z][A-Z0-9_]*|(found|rows|number|placeholder)_.*|[uvw][0-9].*|.*_values|l")
+
+
 class Locals:
     """Placeholders and axes as variables: their own names where Python and the emitted file leave them free."""
 
@@ -146,8 +151,7 @@ class Locals:
         for k, name in enumerate(dict.fromkeys(names)):
             plain = name.isascii() and name.isidentifier() and len(name) <= LONGEST and not keyword.iskeyword(name)
             free = plain and name not in self.TAKEN and not keyword.issoftkeyword(name)
-            # an underscore inside keeps made names apart from those of placeholders' numbers
-            self._names[name] = name if free and not name.startswith(("number_", "axis_")) else f"number_{k}"
+            self._names[name] = name if free and not _MADE.fullmatch(name) else f"placeholder_{k}"
 
     def __getitem__(self, name: str) -> str:
         return self._names[name]

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from collections.abc import Mapping as Dict
 from dataclasses import dataclass, field
 from itertools import product
+
+import msgspec
 
 from lineage.emit.conversions import Unsayable, heads_of, operations
 from lineage.emit.emitted import Emitted
 from lineage.emit.source import WIDTH, Group, comment, quoted, statement
+from lineage.layout.axes import LayoutError, Shape
 from lineage.layout.mapping import Mapping, Rule
 from lineage.layout.templates import Affine, Template
 
@@ -28,8 +32,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.:/-]*")
 _END = "(?!.)"
 #: any number; a number that a name is tried with
 _NUMBER, _TRIED = r"\d+", (0, 3, 12)
-#: values of `where` that stand in a pattern one by one
-_MOST_VALUES = 64
+#: values of `where` that stand in a pattern one by one, and rows of a table that are said one by one
+_MOST_VALUES = 256
 
 #: a pattern and what replaces it
 Renaming = tuple[str, str]
@@ -59,28 +63,84 @@ class _Said:
     names: list[tuple[str, list[str]]] = field(default_factory=list)
 
 
-def emit_transformers(mapping: Mapping, *, name: str, beside: str) -> Emitted:
+def emit_transformers(mapping: Mapping, *, name: str, beside: str, shapes: Dict[str, Shape] | None = None) -> Emitted:
     """The file for a mapping.
 
     Parameters
     ----------
     name : of the mapping, for the docstring
     beside : not needed: nothing with long arrays can be said
+    shapes : of the source's tensors; where they are known, numbers that are computed can be said one by one
     """
     del beside
     heads = max((h for rule in mapping.rules for h in heads_of(rule)), default=0)
+    parts = [(k, part) for k, rule in enumerate(_listed(mapping, shapes)) for part in _parts(rule)]
     said: dict[int, _Said] = {}
     reasons: dict[int, str] = {}
     taken: list[Rule] = []
-    for k, rule in enumerate(mapping.rules):
+    for n, (_, rule) in enumerate(parts):
         try:
-            said[k] = _say(rule, k, taken, heads)
+            said[n] = _say(rule, n, taken, heads)
             taken.append(rule)
         except Unsayable as exc:
-            reasons[k] = str(exc)
-    _settle(said, reasons, mapping)
-    unsaid = tuple(f"rules[{k}] {mapping.rules[k].to[0]}: {reasons[k]}" for k in sorted(reasons))
+            reasons[n] = str(exc)
+    _settle(said, reasons, [rule for _, rule in parts])
+    unsaid = tuple(f"rules[{parts[n][0]}] {parts[n][1].to[0]}: {reasons[n]}" for n in sorted(reasons))
     return Emitted(text=_text(mapping, name, list(said.values()), unsaid), unsaid=unsaid)
+
+
+def _listed(mapping: Mapping, shapes: Dict[str, Shape] | None) -> list[Rule]:
+    """The rules; those whose numbers no group can carry with a table of them, where the source's names are known."""
+    rules = list(mapping.rules)
+    wanted = {k for k, rule in enumerate(rules) if not rule.table and (_computes(rule) or _scattered(rule))}
+    found: dict[int, list[dict[str, int]]] = {k: [] for k in wanted}
+    if shapes is not None and wanted:
+        for instance in mapping.instances(shapes):
+            if instance.number in wanted:
+                found[instance.number].append(instance.bindings)
+    for k, rows in found.items():
+        if rows and rows[0] and all(row.keys() == rows[0].keys() for row in rows):
+            table = {name: tuple(row[name] for row in rows) for name in rows[0]}
+            rules[k] = msgspec.structs.replace(rules[k], table=table, where=None)
+    return rules
+
+
+def _computes(rule: Rule) -> bool:
+    numbers = [n for side in rule.templates for t in side for n in t.numbers]
+    return any(n.terms and (n.constant or [f for _, f in n.terms] != [1]) for n in numbers)
+
+
+def _scattered(rule: Rule) -> bool:
+    """Whether a name has more numbers than renamings can carry between new texts."""
+    pairs = [(_pieces(target)[0], _pieces(source)[0]) for target in rule.templates[0] for source in rule.templates[1]]
+    return any(len(before) > 3 and before[1:-1] != after[1:-1] for after, before in pairs)
+
+
+def _parts(rule: Rule) -> list[Rule]:
+    """A rule with a short table as rules for its rows, without numbers left open."""
+    table = rule.table
+    if not table or len(next(iter(table.values()))) > _MOST_VALUES:
+        return [rule]
+    allowed = rule.values
+    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    rows = [row for row in rows if all(row[n] in allowed.get(n, (row[n],)) for n in row)]
+    where = {n: text for n, text in (rule.where or {}).items() if n not in table} or None
+    try:
+        sides = [[tuple(str(_bound(t, row)) for t in side) for side in rule.templates] for row in rows]
+    except LayoutError:
+        return [rule]
+    return [msgspec.structs.replace(rule, to=to, source=source, table=None, where=where) for to, source in sides]
+
+
+def _bound(template: Template, row: Dict[str, int]) -> Template:
+    """The template with these values of placeholders filled in."""
+    numbers = []
+    for number in template.numbers:
+        constant = number.constant + sum(row[n] * f for n, f in number.terms if n in row)
+        numbers.append(Affine(constant, tuple(t for t in number.terms if t[0] not in row)))
+        if not numbers[-1].terms and constant < 0:
+            raise LayoutError(f"{template}: a number in the name would be {constant}")
+    return Template(template.texts, tuple(numbers))
 
 
 def _text(mapping: Mapping, name: str, said: list[_Said], unsaid: tuple[str, ...]) -> str:
@@ -150,10 +210,10 @@ def _say(rule: Rule, place: int, taken: list[Rule], heads: int) -> _Said:
     for template in (*targets, *sources):
         if not all(_PLAIN.fullmatch(text) for text in template.texts):
             raise Unsayable("its names hold characters that mean something in a pattern")
-        if any(n.terms and (n.constant or [f for _, f in n.terms] != [1]) for n in template.numbers):
-            raise Unsayable("numbers in its names are computed")
     if rule.table:
-        raise Unsayable("its numbers come from a table")
+        raise Unsayable("its numbers come from a long table")
+    if _computes(rule):
+        raise Unsayable("numbers in its names are computed; give A and B")
     if any(_overlap(one, rule) for one in taken):
         raise Unsayable("a tensor that an earlier rule reads can go to one place only")
     made = [n for t in targets for n in t.placeholders]
@@ -303,10 +363,9 @@ def _names(rule: Rule) -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
-def _settle(said: dict[int, _Said], reasons: dict[int, str], mapping: Mapping) -> None:
+def _settle(said: dict[int, _Said], reasons: dict[int, str], rules: Sequence[Rule]) -> None:
     """Rules whose names do not arrive go by names of their own, or are taken out."""
     apart: set[int] = set()
-    left = _all_names(mapping)
     while True:
         run = _Simulation(list(said.values()))
         wrong = [k for k, one in said.items() if not all(run.arrives(s, targets, one) for s, targets in one.names)]
@@ -317,10 +376,8 @@ def _settle(said: dict[int, _Said], reasons: dict[int, str], mapping: Mapping) -
         if swapped:
             continue
         read = {name for one in said.values() for name, _ in one.names}
-        gone = [name for k in reasons for name in left[k] if name not in read and run.moved(name)]
-        if not wrong and not gone:
-            return
-        # a name that nobody may touch is touched: the rule that does so goes first
+        gone = [name for k in reasons for name in _sampled(rules[k]) if name not in read and run.moved(name)]
+        # a name that nobody may touch is touched: a rule that does so goes first
         wrong = wrong or [k for k, one in said.items() if any(run.touches(name, one) for name in gone)]
         if not wrong:
             return
@@ -328,27 +385,18 @@ def _settle(said: dict[int, _Said], reasons: dict[int, str], mapping: Mapping) -
         del said[wrong[0]]
 
 
-def _all_names(mapping: Mapping) -> list[list[str]]:
-    """Some source names of every rule."""
-    found = []
-    for rule in mapping.rules:
-        table = rule.table
-        if table:
-            rows = [dict(zip(table, row, strict=True)) for row in list(zip(*table.values(), strict=True))[:3]]
-            names = [t.name(row) for t in rule.templates[1] for row in rows if {*t.placeholders} <= row.keys()]
-        else:
-            names = list(_sampled(rule))
-        found.append(names)
-    return found
-
-
 def _sampled(rule: Rule) -> Iterator[str]:
     """Some source names of a rule, one template at a time."""
     for source in rule.templates[1]:
-        for row in product(*(rule.values.get(n, _TRIED)[:3] for n in source.placeholders)):
-            bound = dict(zip(source.placeholders, row, strict=True))
-            if all(n.constant + sum(bound[p] * f for p, f in n.terms) >= 0 for n in source.numbers):
-                yield source.name(bound)
+        rows = [dict(zip(source.placeholders, row, strict=True))
+                for row in product(*(rule.values.get(n, _TRIED)[:3] for n in source.placeholders))]  # fmt: skip
+        if rule.table:
+            rows = [dict(zip(rule.table, row, strict=True)) for row in list(zip(*rule.table.values(), strict=True))[:3]]
+        for bound in rows:
+            if {*source.placeholders} <= bound.keys():
+                numbers = [n.constant + sum(bound[p] * f for p, f in n.terms) for n in source.numbers]
+                if min(numbers, default=0) >= 0:
+                    yield source.name(bound)
 
 
 def _by_way(said: _Said) -> _Said:
@@ -371,20 +419,21 @@ class _Simulation:
     """
 
     def __init__(self, said: list[_Said]) -> None:
-        self._renamings = [pair for one in said for pair in one.renamings] + [p for one in said for p in one.late]
-        self._converters = [one for one in said if one.operations]
+        pairs = [pair for one in said for pair in one.renamings] + [pair for one in said for pair in one.late]
+        # compiled here: there may be more patterns than `re` remembers
+        self._renamings = [(re.compile(pattern), target) for pattern, target in pairs]
+        self._converters = [(re.compile(p.replace("*.", r".*\.")), one) for one in said for p in one.sources]
 
     def _run(self, key: str) -> tuple[str, _Said | None]:
         """The renamed key, and what converts it."""
         for pattern, target in self._renamings:
-            match = re.search(pattern, key)
+            match = pattern.search(key)
             if match:
                 key = key.replace(match[0], target.replace("\\1", match[1] if match.re.groups else ""), 1)
-        for one in self._converters:
-            for pattern in one.sources:
-                match = re.search(pattern.replace("*.", r".*\."), key)
-                if match:
-                    return key.replace(match[0], one.targets[0], 1), one
+        for pattern, one in self._converters:
+            match = pattern.search(key)
+            if match:
+                return key.replace(match[0], one.targets[0], 1), one
         return key, None
 
     def arrives(self, key: str, targets: list[str], said: _Said) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from collections.abc import Mapping as Dict
 from pathlib import Path
 
 from lineage.checkpoint.write import atomic
 from lineage.emit.emitted import Emitted
 from lineage.errors import InputError
-from lineage.layout.axes import LayoutError
+from lineage.layout.axes import LayoutError, Shape
 from lineage.layout.document import beside_of, write_arrays
 from lineage.layout.mapping import Mapping
 
@@ -22,6 +23,7 @@ def emit(
     *,
     name: str,
     out: str | os.PathLike[str] | None = None,
+    shapes: Dict[str, Shape] | None = None,
     inputs: Iterable[str | os.PathLike[str]] = (),
 ) -> Emitted:
     """The mapping in another form, written to `out` where that is given.
@@ -30,6 +32,7 @@ def emit(
     ----------
     emitter : one of `EMITTERS`
     name : what the text and errors call the mapping
+    shapes : of the source's tensors, where the checkpoint is at hand
     inputs : files that the output must not replace
 
     Raises
@@ -40,7 +43,7 @@ def emit(
     # under the whole name: the mapping of the same stem may have arrays of its own
     beside = beside_of(file.parent, file.name) if file is not None else None
     try:
-        emitted = emitter(mapping, name=name, beside=beside.name if beside is not None else "")
+        emitted = emitter(mapping, name=name, beside=beside.name if beside is not None else "", shapes=shapes)
     except LayoutError as exc:
         raise InputError(name, str(exc)) from exc
     if file is None or beside is None:

@@ -104,7 +104,7 @@ def test_threads_default_to_the_cores_at_hand() -> None:
         (["inspect", "x", "--sed", "1"], "lineage: No such option '--sed'"),
         (
             ["map", "a", "b", "--check", "m", "-o", "n"],
-            "lineage: --check writes nothing: leave out -o and --emit; see",
+            "lineage: --check writes nothing: leave out -o; see",
         ),
         (["check", "a", "b", "--expect", "related", "--claim", "fine-tuning"], 'did you mean "fine-tuned"?'),
         (["inspect", "/nowhere/x"], "lineage: /nowhere/x: no such file or folder\n"),

@@ -53,7 +53,7 @@ def test_a_mapping_in_json_works_like_one_in_yaml(models: Path, lineage: Lineage
     ("words", "reason"),
     [
         (["a"], "give A and B; a mapping file alone needs --emit"),
-        (["a", "b", "--check", "m", "--emit", "json"], "--check writes nothing: leave out -o and --emit"),
+        (["a", "b", "--check", "m", "--emit", "json"], "--check writes nothing: leave out --emit"),
         (["a", "--check", "m"], "--check needs A and B beside the mapping"),
         (["a", "--emit", "yml"], "'yml' is not one of"),
     ],

@@ -57,6 +57,9 @@ CASES: dict[str, tuple[list[Rule], dict[str, Shape]]] = {
          rule("single.{i}.w.weight", "layers.{i}.w.weight", where={"i": "2:4"})],
         layers("w", count=4),
     ),
+    "layers from a table": (
+        [rule("b.{j}.w.weight", "layers.{i}.w.weight", table={"i": (0, 1, 2), "j": (4, 3, 1)})], layers("w"),
+    ),
     "two numbers": (
         [rule("b.{i}.y.{e}.up.weight", "layers.{i}.x.{e}.w3.weight"),
          rule("b.{i}.y.{e}.g.weight", "layers.{i}.x.{e}.w1.weight")],

@@ -182,6 +182,10 @@ NUMBERED: dict[str, tuple[Mapping, list[str]]] = {
         ["a.0", "a.1"],
     ),
     "lists of lists made": (one("b.{e}.{f}", "a", Unstack(over="e"), Unstack(over="f")), ["a"]),
+    "placeholders that are names of the code": (
+        one("b.{v0}.{T_1}.{e_values}.{rows_0}", "a.{rows_0}.{v0}.{e}.{e_values}", Stack(over="e"), Unstack(over="T_1")),
+        [f"a.1.2.{e}.{k}" for e in range(2) for k in range(2)],
+    ),
     "placeholders that are words of Python": (one("b.{for}.{x}.{len}", "a.{len}.{x}.{for}"), ["a.1.2.3"]),
 }  # fmt: skip
 
@@ -298,6 +302,19 @@ def test_sizes_keep_their_names() -> None:
     ))  # fmt: skip
     assert "\nH = 2\n" in text
     assert "x.unflatten(0, (H, H_1_SIZE, -1))" in text
+
+
+def test_a_placeholder_does_not_hide_a_size() -> None:
+    turned = Rearrange("(h d) -> d h", {"h": 3})
+    mapping = Mapping(rules=one("b.{H}", "a.{H}", turned, Rearrange("d h -> (h d)")).rules, sizes={"h": 3})
+    agree(mapping, {"a.2": codes((12,))})
+
+
+def test_sizes_that_look_like_numbers_get_longer_names() -> None:
+    text = emitted(
+        parse_mapping('lineage-mapping: 1\nsizes: {i: 2}\nrules: [{to: b, from: a, ops: ["(i d) -> (d i)"]}]')
+    )
+    assert "\nI_0_SIZE = 2\n" in text
 
 
 def test_a_rule_that_cannot_be_undone_is_named() -> None:

@@ -67,8 +67,7 @@ SAID = {
 
 #: rules that cannot be said, and why
 UNSAID = {
-    "{to: b.{i+1}, from: a.{i}}": "numbers in its names are computed",
-    "{to: b.{j}, from: a.{i}, table: {i: [0], j: [4]}}": "its numbers come from a table",
+    "{to: b.{i+1}, from: a.{i}}": "numbers in its names are computed; give A and B",
     "{to: b.{i}.{j}, from: a.{j}.{i}}": "its names hold their numbers in different orders",
     "{to: b, from: a, ops: [{scale: 2}]}": "scale has no counterpart",
     "{to: b, from: a, ops: [{cast: F32}]}": "cast has no counterpart",
@@ -119,6 +118,19 @@ def test_what_cannot_be_said_is_named(rule: str) -> None:
     assert found.unsaid[0].endswith(UNSAID[rule])
     assert conversions(found) == []
     assert f"# cannot be said: {found.unsaid[0]}\n" in found.text
+
+
+def test_a_table_is_said_row_by_row() -> None:
+    found = conversions(said("{to: b.{j}.w, from: a.{i}.w, table: {i: [0, 1], j: [4, 3]}}"))
+    assert found == [rf"WeightRenaming('^a\\.{i}\\.w(?!.)', 'b.{j}.w')" for i, j in ((0, 4), (1, 3))]
+
+
+def test_computed_numbers_are_said_one_by_one_where_the_source_is_known() -> None:
+    rules = Mapping(rules=(Rule(to=("down.{b}.{r}.w",), source=("x.{3*b+r+1}.w",)),))
+    shapes = {f"x.{k}.w": (2,) for k in (1, 2, 4)}
+    found = EMITTERS["transformers"](rules, name="m", beside="", shapes=shapes)
+    places = ((1, "0.0"), (2, "0.1"), (4, "1.0"))
+    assert conversions(found) == [rf"WeightRenaming('^x\\.{k}\\.w(?!.)', 'down.{place}.w')" for k, place in places]
 
 
 def test_names_that_are_swapped_go_by_a_third() -> None:
