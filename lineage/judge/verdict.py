@@ -233,7 +233,8 @@ def _after(findings: list[Finding]) -> str:
 
 def _agreement(test: AxisTest) -> str:
     seen = ", seen through the embeddings" if test.frame else ""
-    where = f"{test.axis}, {test.blocks} layers" if test.blocks > 1 else test.axis
+    blocks = "groups" if test.axis.endswith("in each group)") else "layers"
+    where = f"{test.axis}, {test.blocks} {blocks}" if test.blocks > 1 else test.axis
     kept = f"{test.fixed} stand at the place of A's (chance: about {test.blocks})"
     if test.ordered > 2 * test.fixed and test.log10_p < SUSPICIOUS:
         kept = f"{test.ordered} stand in the order of A's"
