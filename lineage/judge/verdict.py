@@ -43,6 +43,8 @@ SAME_SIZE, SAME_WIDTHS = 0.005, 0.5
 #: share of the matched content that must be equal bit by bit (after a cast) to speak for itself where no axis can
 #: be tested, and the elements it must have: 4,096 equal values of more than 64 kinds do not happen by chance
 EQUAL_SHARE, EQUAL_ELEMENTS, KINDS = 0.5, 4096, 64
+#: units a layer that are compared at least where nobody said how many
+ROWS = 64
 #: roles of tensors whose axes are bound to an index: heads and rotary planes
 BOUND = frozenset({"attention", "cross", "query", "key", "value"})
 
@@ -89,7 +91,7 @@ def judge(
     *,
     seed: int = 0,
     threads: int = 2,
-    rows: int = 64,
+    rows: int | None = None,
 ) -> Verdict:
     """Whether B's weights come from A's.
 
@@ -100,14 +102,15 @@ def judge(
     comparison : of `Filled(mapping, a)` against `b`; None: figures come from samples
     seed : of the samples and of the shuffles that break ties
     threads : kept for callers that share their settings; one thread is enough here
-    rows : units a layer that are compared at least
+    rows : units a layer that are compared at most; None: as many as are quick, 64 or more
 
     Notes
     -----
     Reads samples of rows, never whole files: about 50 MB of two checkpoints of 1 GB.
     """
     common = common_layout(a, b, mapping)
-    tested = significance(common, bound_names(), seed=seed, rows=rows)
+    given = {"rows": ROWS} if rows is None else {"rows": rows, "units": rows}
+    tested = significance(common, bound_names(), seed=seed, **given)
     material = Material(a, b, mapping, Filled(mapping, a), common, comparison, tested, seed)
     return decide(material)
 
