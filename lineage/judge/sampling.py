@@ -13,7 +13,7 @@ from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.metered import Spent
 from lineage.judge.axes import FEWEST_UNITS, Block, Matrix, Member, Shape, template
 from lineage.judge.common import Common
-from lineage.judge.tables import diagonal, sinusoidal
+from lineage.judge.tables import banded, diagonal, sinusoidal, uniform
 from lineage.match.units import normalised
 
 __all__ = ["Frame", "Units", "load_groups", "load_units", "read_units", "token_frames"]
@@ -307,7 +307,9 @@ def _table(units: Floats, member: Member, start: int, features: NDArray[np.intp]
     strongest = np.abs(units).reshape(len(units), -1, matrix.kernel).max(axis=2)
     if diagonal(strongest, rows, columns, period=min(matrix.b)):
         return True
-    return matrix.kernel == 1 and not _numbered(matrix) and sinusoidal(units.T)
+    if matrix.kernel > 1 or _numbered(matrix):
+        return False
+    return sinusoidal(units.T) or banded(units) or uniform(units)
 
 
 def _window(block: Block, share: int, rng: np.random.Generator) -> slice:

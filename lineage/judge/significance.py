@@ -313,7 +313,13 @@ def _nothing(axis: Axis, void: str, through: bool) -> tuple[AxisTest, list[Count
 
 
 def _channels(common: Common, axis: Axis, *, seed: int) -> AxisTest | None:
-    """The best test on channels: one a matrix, since all of them may share their labels."""
+    """The best test on channels: one a matrix, since all of them may share their labels.
+
+    There is no negative control: every matrix of a network shares the labels of its channels, so no two of A and B
+    could be mispaired whose labels must not agree. Instead the matrices are searched for what binds channels to
+    their index: an identity, sinusoids, banks of filters, signs; any one voids the axis. Sizes of channels need no
+    guard: likeness does not see them.
+    """
     best: tuple[float, Counted, Block] | None = None
     void, tried = "", 0
     for block in axis.blocks:

@@ -225,6 +225,7 @@ def _reasons(
         reasons += [_agreement(t) for t in best[:1]]
     reasons += [t_.sentence[0].upper() + t_.sentence[1:] + "." for t_ in findings]
     reasons += [_controlled(t) for t in best[:1] if t.control is not None]
+    reasons += [_UNCONTROLLED for t in best[:1] if exact and t.kind == "channels"]
     reasons += [f"Not counted: {test.axis}: {test.void}." for test in tested.tests if test.void]
     return reasons
 
@@ -254,6 +255,12 @@ def _effect(test: AxisTest) -> str:
 def _controlled(test: AxisTest) -> str:
     found = f"{test.control_fixed} of {test.control_units} units"
     return f"Negative control: the same test between different layers finds {found} at their place, as chance does."
+
+
+_UNCONTROLLED = (
+    "No negative control exists for channels, since all matrices of a network share them; tables that anyone computes "
+    "alike were looked for and not found."
+)
 
 
 def _undecided(tested: Significance) -> str:

@@ -133,6 +133,87 @@ def _doubled(tensors: Arrays) -> Arrays:
     return changed(tensors, double)
 
 
+def _channels_sorted(tensors: Arrays) -> Arrays:
+    order = np.argsort(np.linalg.norm(tensors["embed.weight"], axis=0))
+
+    def move(name: str, values: Any) -> Any:
+        if values.ndim < 2:
+            return values[order]
+        return values[order] if "down" in name or ".o." in name else values[:, order]
+
+    return changed(tensors, move)
+
+
+def _spectra_alike(tensors: Arrays) -> Arrays:
+    def scale(name: str, values: Any) -> Any:
+        if values.ndim < 2:
+            return values
+        u, s, v = np.linalg.svd(values, full_matrices=False)
+        return (u * np.geomspace(1, 0.01, len(s))) @ v
+
+    return changed(tensors, scale)
+
+
+def _spread_alike(tensors: Arrays) -> Arrays:
+    """Norms and standard deviations that agree by layer, as those of unrelated public models do."""
+    rng = np.random.default_rng(0)
+    profile = {name: (rng.uniform(0.02, 0.2), 1 + 0.5 * rng.standard_normal(v.shape)) for name, v in tensors.items()}
+
+    def scale(name: str, values: Any) -> Any:
+        size, gain = profile[name]
+        return gain + 0.1 * (values - 1) if values.ndim < 2 else values / values.std() * size
+
+    return changed(tensors, scale)
+
+
+def _words_alike(tensors: Arrays) -> Arrays:
+    """Rows of the vocabulary that grow with the frequency of their word, which strangers share."""
+    often = 1 / np.arange(1, 1 + len(tensors["embed.weight"]))[:, None] ** 0.5
+    common = np.linalg.norm(tensors["head.weight"], axis=0)
+    return changed(tensors, lambda n, v: v * often + 0.2 * often * common if n[:4] in ("embe", "head") else v)
+
+
+def _with_table(make: Callable[[], Any]) -> Callable[[Arrays], Arrays]:
+    """A table beside the embeddings that anyone computes alike."""
+    return lambda tensors: tensors | {"table": np.asarray(make(), np.float32)}
+
+
+def _sinusoids() -> Any:
+    angle = np.arange(64)[:, None] / 10_000 ** (np.arange(16) / 16)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+def _signs() -> Any:
+    from scipy.linalg import hadamard
+
+    return hadamard(64)[:, :32]
+
+
+def _filters() -> Any:
+    """Triangles along a growing scale, as in mel filter banks."""
+    edges = np.geomspace(4, 200, 34) - 4
+    bins = np.arange(200)[:, None]
+    rise, fall = (bins - edges[:-2]) / np.diff(edges)[:-1], (edges[2:] - bins) / np.diff(edges)[1:]
+    return np.maximum(0, np.minimum(rise, fall))
+
+
+def _sinusoids_inside(tensors: Arrays) -> Arrays:
+    table = np.resize(_sinusoids(), (80, 32))
+    return tensors | {"embed.weight": np.asarray(tensors["embed.weight"] * 0.02 + table, np.float32)}
+
+
+def _identity_outside(tensors: Arrays) -> Arrays:
+    eye = np.tile(np.eye(32), (2, 1))
+    return tensors | {"project.weight": np.asarray(0.3 * tensors["embed.weight"][:64] + eye, np.float32)}
+
+
+def _dirac(tensors: Arrays) -> Arrays:
+    kernels = np.zeros((64, 32, 3))
+    kernels[np.arange(64), np.arange(64) % 32, 1] = 1
+    noise = tensors["embed.weight"][:64, :, None] * np.ones(3)
+    return tensors | {"stem.weight": np.asarray(kernels + 0.3 * noise, np.float32)}
+
+
 #: what might make strangers look related, by what it does to both of them
 ADVERSARIES: dict[str, Callable[[Arrays], Arrays]] = {
     "neurons sorted by size": _sorted,
@@ -140,6 +221,16 @@ ADVERSARIES: dict[str, Callable[[Arrays], Arrays]] = {
     "equal norms of all neurons": _normed_alike,
     "every neuron twice": _doubled,
     "one coarse grid": lambda tensors: changed(tensors, lambda n, v: np.sign(v)),
+    "channels sorted by size": _channels_sorted,
+    "equal spectra": _spectra_alike,
+    "equal norms and deviations by layer": _spread_alike,
+    "a vocabulary's statistics": _words_alike,
+    "a table of sinusoids": _with_table(_sinusoids),
+    "a Hadamard matrix": _with_table(_signs),
+    "a bank of filters": _with_table(_filters),
+    "sinusoids in the embeddings": _sinusoids_inside,
+    "an identity outside the layers": _identity_outside,
+    "a Dirac initialisation": _dirac,
     "non-negative weights": lambda tensors: changed(tensors, lambda n, v: np.abs(v)),
 }
 
