@@ -265,6 +265,7 @@ def _none_fixed(units: NDArray[Any], places: NDArray[Any]) -> Floats:
     return np.maximum(total, 0.0)
 
 
+@lru_cache(256)
 def _log_increasing(n: int) -> Floats:
     """ln of the expected number of increasing subsequences of length k = 0 … n among n shuffled units."""
     logs = _log_factorials(n)

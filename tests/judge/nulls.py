@@ -11,11 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lineage.judge.laws import log10_fixed_points_together, log10_orders_kept_together
+from lineage.judge.laws import (
+    log10_fixed_points_in_equal_groups,
+    log10_fixed_points_together,
+    log10_orders_kept_together,
+)
 from lineage.judge.significance import Significance
 from tests.judge.networks import Arrays, changed, decoder, exact
 
 VOCABULARY, WIDTH, HIDDEN, LAYERS = 32, 16, 24, 2
+#: size of a head, experts of a layer, neurons of each and words of a sentence in networks that have them
+HEAD, EXPERTS, NEURONS, SPAN = 2, 6, 12, 24
 #: steps, tokens a step and learning rate of the training
 STEPS, TOKENS, RATE = 120, 64, 0.02
 
@@ -69,6 +75,81 @@ def trained(count: int, *, seed: int) -> list[Arrays]:
             tensors |= {f"layers.{i}.up.weight": ups[i][at], f"layers.{i}.down.weight": downs[i][at]}
         result.append({name: value.detach().numpy().copy() for name, value in tensors.items()})
     return result
+
+
+def trained_mixtures(count: int, *, seed: int) -> list[Arrays]:
+    """So many small language models with attention and experts, of one recipe: only their initialisations differ."""
+    import torch
+
+    torch.set_num_threads(1)
+    make = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng([seed, 2])
+    chain = rng.dirichlet(np.full(VOCABULARY, 0.1), VOCABULARY)
+
+    def start(*shape: int) -> torch.Tensor:
+        return torch.nn.Parameter(torch.randn(count, *shape, generator=make) / shape[-1] ** 0.5)
+
+    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (VOCABULARY, WIDTH), "head.weight": (VOCABULARY, WIDTH)}
+    for at in (f"layers.{i}." for i in range(LAYERS)):
+        shapes |= {f"{at}attn.{x}.weight": (WIDTH, WIDTH) for x in "qkvo"}
+        shapes[at + "router.weight"] = (EXPERTS, WIDTH)
+        for e in range(EXPERTS):
+            shapes |= {f"{at}experts.{e}.up.weight": (NEURONS, WIDTH), f"{at}experts.{e}.down.weight": (WIDTH, NEURONS)}
+    w = {name: start(*shape) for name, shape in shapes.items()}
+    optimiser = torch.optim.AdamW(list(w.values()), lr=RATE)
+    future = torch.full((SPAN, SPAN), -torch.inf).triu(1)
+    for _ in range(STEPS // 2):
+        words = [int(rng.integers(VOCABULARY))]
+        for _ in range(SPAN):
+            words.append(int(rng.choice(VOCABULARY, p=chain[words[-1]])))
+        x = w["embed.weight"][:, words[:-1]]
+        for at in (f"layers.{i}." for i in range(LAYERS)):
+            q, k, v = (
+                (x @ w[f"{at}attn.{n}.weight"].transpose(1, 2)).reshape(count, SPAN, -1, HEAD).transpose(1, 2)
+                for n in "qkv"
+            )
+            mixed = torch.softmax(q @ k.transpose(2, 3) / HEAD**0.5 + future, -1) @ v
+            x = x + mixed.transpose(1, 2).flatten(2) @ w[at + "attn.o.weight"].transpose(1, 2)
+            share = torch.softmax(x @ w[at + "router.weight"].transpose(1, 2), -1)
+            for e in range(EXPERTS):
+                up, down = (w[f"{at}experts.{e}.{n}.weight"].transpose(1, 2) for n in ("up", "down"))
+                x = x + share[..., e : e + 1] * (torch.relu(x @ up) @ down)
+        logits = x @ w["head.weight"].transpose(1, 2)
+        goal = torch.tensor(words[1:]).expand(count, -1)
+        loss = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), goal.reshape(-1)) * count
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    norms = {f"layers.{i}.attn.{x}_norm.weight": np.ones(HEAD, np.float32) for i in range(LAYERS) for x in "qk"}
+    return [{name: value[at].detach().numpy().copy() for name, value in w.items()} | norms for at in range(count)]
+
+
+class Kinds(NamedTuple):
+    """log10 p of the tests on heads and on experts before any correction, and p as the verdict reports it."""
+
+    heads: float
+    experts: float
+    final: float | None
+
+
+def mixture_pairs(count: int, *, seed: int = 0, batch: int = 125) -> Iterator[Kinds]:
+    """Null pairs of freshly trained networks with heads and experts; no network is used twice."""
+    done = 0
+    while done < count:
+        size = min(batch, count - done)
+        networks = trained_mixtures(2 * size, seed=seed + done)
+        for at in range(size):
+            found = exact(networks[2 * at], networks[2 * at + 1], seed=at)
+            heads = [t for t in found.tests if t.kind == "heads"]
+            routed = [t for t in found.tests if t.kind == "experts"]
+            blocks = [(n, n) for t in heads for _, _, n in t.each]
+            places = [n for t in routed for _, _, n in t.each]
+            yield Kinds(
+                log10_fixed_points_together(blocks, sum(t.fixed for t in heads)),
+                log10_fixed_points_in_equal_groups(places, sum(t.fixed for t in routed)),
+                found.log10_p,
+            )
+        done += size
 
 
 def measured(found: Significance) -> Null:
