@@ -192,6 +192,7 @@ def investigate(
     threads: int = 2,
     sample: int = SAMPLE,
     device: str = "cpu",
+    rows: int | None = None,
     budget: int | None = None,
     parents: Sequence[StrPath | Checkpoint] = (),
     progress: Progress | None = None,
@@ -203,6 +204,7 @@ def investigate(
     a, b : the claimed ancestor and the suspect
     seed : of samples and of the shuffles that break ties
     sample : elements behind ranks and quantiles of large tensors
+    rows : units a layer that the exact test compares; None: as many as are quick, 64 within a budget
     budget : bytes of both that may be read. The answer then rests on samples of the weights: no figures, nothing
         certified, fewer relations, no direction. None reads both whole
     parents : what B may have been merged from, beside A; each gets its weight
@@ -212,7 +214,8 @@ def investigate(
     ------
     InputError : one of the checkpoints cannot be read, or there are `parents` and a `budget`: they take more reading
     """
-    from lineage.report.document import build
+    from lineage.judge.brief import ROWS
+    from lineage.report.document import SampleSummary, build
 
     if parents and budget is not None:
         raise InputError("--parent", "parents cannot be weighed within a budget", "leave out --budget")
@@ -222,21 +225,23 @@ def investigate(
     with _opened(a) as one, _opened(b) as two:
         parts: builtins.list[Part] = []
         if budget is not None:
-            parts, read = _glimpsed(one, two, budget, seed=seed, threads=threads, told=told)
+            parts, read = _glimpsed(one, two, budget, seed=seed, rows=rows, threads=threads, told=told)
         else:
             for x, y, mapping in matched_components(one, two, seed=seed, threads=threads, progress=told.step):
                 options: dict[str, Any] = {"seed": seed, "threads": threads, "sample": sample, "device": device}
+                options["rows"] = rows
                 parts.append(_judged(one, two, x, y, mapping, told=told, **options))
         parts.sort(key=lambda part: -part.parameters)
         if parents:
             parts = _weighed(one, two, parts, parents, seed=seed, threads=threads, told=told)
         claims, notes = read_claims(two)
         found = [(part.a, part.b, part.mapping) for part in parts if part.a is not None]
-        return build(one, two, whole_mapping(one, two, found), parts, claims, notes, read=read)
+        units = SampleSummary(rows=rows or (None if budget is None else ROWS), seed=seed)
+        return build(one, two, whole_mapping(one, two, found), parts, claims, notes, read=read, units=units)
 
 
 def _glimpsed(
-    a: Checkpoint, b: Checkpoint, budget: int, *, seed: int, threads: int, told: Progress
+    a: Checkpoint, b: Checkpoint, budget: int, *, seed: int, rows: int | None, threads: int, told: Progress
 ) -> tuple[builtins.list[Part], ReadSummary]:
     """Every component judged from samples, and what was read for it."""
     from lineage.checkpoint.metered import Meter, Metered
@@ -261,7 +266,7 @@ def _glimpsed(
         mine, its = component_of(one, x), component_of(two, y)
         with meter.at_most(int(budget * its.nbytes / max(1, b.nbytes))):
             left = unsettled.get(id(mapping), 0)
-            verdict = judge_briefly(mine, its, mapping, meter, unsettled=left, seed=seed)
+            verdict = judge_briefly(mine, its, mapping, meter, unsettled=left, seed=seed, rows=rows)
         nothing = compare(mine, its, [], wanted=lambda name: False)
         parts.append(Part(a=x, b=y, parameters=its.parameters, mapping=mapping, comparison=nothing, verdict=verdict))
     share = meter.read / max(1, a.nbytes + b.nbytes)
@@ -279,6 +284,7 @@ def _judged(
     threads: int,
     sample: int,
     device: str,
+    rows: int | None,
     told: Progress,
 ) -> Part:
     """One component, measured and judged."""
@@ -297,7 +303,7 @@ def _judged(
     else:
         comparison = compare(one, two, [], **options)
     told.step(f"judging{where}")
-    verdict = judge(one, two, mapping, comparison, seed=seed, threads=threads)
+    verdict = judge(one, two, mapping, comparison, seed=seed, threads=threads, rows=rows)
     if mapping.rules and verdict.class_ != "copied":
         aligned = align(one, two, mapping, seed=seed, threads=threads)
         if aligned is not None and aligned.holds:

@@ -16,7 +16,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from tests.judge.nulls import ADVERSARIES, Null, adversarial_pairs, resampled_pairs, trained_pairs  # noqa: E402
+from tests.judge.nulls import (  # noqa: E402
+    ADVERSARIES,
+    Kinds,
+    Null,
+    adversarial_pairs,
+    mixture_pairs,
+    resampled_pairs,
+    trained_pairs,
+)
 
 ALPHAS = (0.05, 0.01, 0.001)
 
@@ -33,7 +41,7 @@ def row(name: str, values: Sequence[float]) -> str:
 def plot(lines: dict[str, Sequence[float]]) -> str:
     """Nominal against observed tail on logarithmic axes; a calibrated law stays on or below the diagonal."""
     size, margin, low = 360, 48, -3.5
-    colours = ("#3366aa", "#cc6633", "#448844", "#884488")
+    colours = ("#3366aa", "#cc6633", "#448844", "#884488", "#aa8800", "#008888", "#aa3355")
 
     def place(x: float, y: float) -> str:
         scale = (size - 2 * margin) / -low
@@ -66,11 +74,15 @@ def main() -> None:
     pairs = options.parse_args().pairs
     trained: list[Null] = list(trained_pairs(pairs))
     resampled: list[Null] = list(resampled_pairs(pairs, seed=10_000))
+    mixed: list[Kinds] = list(mixture_pairs(pairs))
     lines = {
         "trained: fixed points": [n.fixed for n in trained],
         "trained: order": [n.order for n in trained],
         "trained: reported p": [n.final or 0.0 for n in trained],
         "unlike statistics: fixed points": [n.fixed for n in resampled],
+        "trained, heads: fixed points": [n.heads for n in mixed],
+        "trained, experts: bound": [n.experts for n in mixed],
+        "trained, heads and experts: reported p": [n.final or 0.0 for n in mixed],
     }
     text = [
         "# Calibration of the exact test",
@@ -96,7 +108,7 @@ def main() -> None:
         "|---|---|---|---|",
     ]
     for name, change in ADVERSARIES.items():
-        found = list(adversarial_pairs(change, max(10, pairs // 10)))
+        found = list(adversarial_pairs(change, max(10, pairs // 20)))
         void = sum(n.final is None for n in found)
         text.append(f"| {name} | {len(found)} | {void} | {min(n.final or 0.0 for n in found):.2f} |")
     (HERE / "calibration.md").write_text("\n".join([*text, ""]), encoding="utf-8")

@@ -30,6 +30,7 @@ __all__ = [
     "main",
     "open_progress",
     "parents_option",
+    "rows_option",
     "run",
     "say",
     "write_json",
@@ -95,6 +96,14 @@ def common_options(function: Callable[..., int]) -> Callable[..., int]:
     ):
         command = option(command)
     return command
+
+
+def rows_option(function: Callable[..., int]) -> Callable[..., int]:
+    """Gives a command `--rows`."""
+    return click.option(
+        "--rows", type=click.IntRange(12, 512), metavar="N",
+        help="Units a layer that the exact test compares.  [as many as are quick; 64 within a budget]",
+    )(function)  # fmt: skip
 
 
 def budget_option(function: Callable[..., int]) -> Callable[..., int]:

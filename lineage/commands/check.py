@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from lineage.commands import Settings, budget_option, common_options, open_progress, parents_option, write_json
+from lineage.commands import (
+    Settings,
+    budget_option,
+    common_options,
+    open_progress,
+    parents_option,
+    rows_option,
+    write_json,
+)
 
 #: exit code where there is too little evidence either way
 _UNTOLD = 3
@@ -21,6 +29,7 @@ _UNTOLD = 3
 )
 @click.option("--claim", metavar="TAG", help="A relation that must be among those found, such as fine-tuned.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer and the report as one JSON document.")
+@rows_option
 @budget_option
 @parents_option
 @common_options
@@ -31,6 +40,7 @@ def check_command(
     expect: str,
     claim: str | None,
     as_json: bool,
+    rows: int | None,
     budget: int | None,
     parents: tuple[str, ...],
 ) -> int:
@@ -46,7 +56,7 @@ def check_command(
     with api.open(a) as one, api.open(b) as two, open_progress(settings) as progress:
         answer = api.check(
             one, two, expect=expect, claim=claim, seed=settings.seed, threads=settings.threads,
-            device=settings.device, budget=budget, parents=parents, progress=progress,
+            device=settings.device, rows=rows, budget=budget, parents=parents, progress=progress,
         )  # fmt: skip
     if as_json:
         write_json(answer.to_dict())

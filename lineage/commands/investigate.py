@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lineage.commands import Settings, budget_option, common_options, open_progress, parents_option, say, write_json
+from lineage.commands import (
+    Settings,
+    budget_option,
+    common_options,
+    open_progress,
+    parents_option,
+    rows_option,
+    say,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from lineage.checkpoint import Checkpoint
@@ -29,6 +38,7 @@ _WIDE = 100
 )
 @click.option("--json", "as_json", is_flag=True, help="Print report.json.")
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="Elements behind ranks and quantiles.  [4194304]")
+@rows_option
 @budget_option
 @parents_option
 @common_options
@@ -39,6 +49,7 @@ def investigate_command(
     out: str | None,
     as_json: bool,
     samples: int | None,
+    rows: int | None,
     budget: int | None,
     parents: tuple[str, ...],
 ) -> int:
@@ -56,7 +67,7 @@ def investigate_command(
     with api.open(a) as one, api.open(b) as two, open_progress(settings) as progress:
         report = api.investigate(
             one, two, seed=settings.seed, threads=settings.threads, sample=samples or SAMPLE, device=settings.device,
-            budget=budget, parents=parents, progress=progress,
+            rows=rows, budget=budget, parents=parents, progress=progress,
         )  # fmt: skip
         if out is not None:
             keys = _keys(report, one, two)

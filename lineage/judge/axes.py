@@ -4,6 +4,7 @@ A *hidden* axis lives inside one block: one matrix of the block writes it, anoth
 nowhere outside such blocks (neurons of an MLP, of an expert). *Channels* run through the whole network. Excluded are
 lengths that only one side of the matrices knows (vocabulary, classes, positions, q/k/v heads), matrices that the
 caller calls bound (attention: rotary planes and heads), and square matrices, where one label may stand on both axes.
+Units of many rows each (heads), and experts, are found in `groups`.
 """
 
 from __future__ import annotations
@@ -56,10 +57,24 @@ class Matrix(msgspec.Struct, frozen=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A matrix that takes part in an axis; `side` (0 or 1) says with which of its two axes."""
+    """A matrix that takes part in an axis; `side` (0 or 1) says with which of its two axes.
+
+    Attributes
+    ----------
+    width : rows along that axis that make one unit (a head); 1 for neurons and channels
+    start : row of the first unit
+    origin : the matrix that A has in this one's place, where that is another one (experts in another order)
+    """
 
     matrix: Matrix
     side: int
+    width: int = 1
+    start: int = 0
+    origin: Matrix | None = None
+
+    def of(self, side: int) -> Matrix:
+        """The matrix on A's (0) or on B's side (1)."""
+        return self.matrix if side or self.origin is None else self.origin
 
 
 class Block(msgspec.Struct, frozen=True):
@@ -88,19 +103,22 @@ class Axis(msgspec.Struct, frozen=True, dict=True):
     Attributes
     ----------
     kind : `hidden`: members of a block are tested together, blocks are independent of each other;
-        `channels`: each block holds one matrix, and all blocks may share their labels
+        `channels`: each block holds one matrix, and all blocks may share their labels;
+        `heads`, `experts`: as `hidden`, of units that are many rows each, or few in number
+    note : what else people should know of the units
     """
 
-    kind: Literal["hidden", "channels"]
+    kind: Literal["hidden", "channels", "heads", "experts"]
     blocks: tuple[Block, ...]
+    note: str = ""
 
     @cached_property
     def title(self) -> str:
         """What people read: where the units stand."""
         first = self.blocks[0]
         units = f"{first.a}" if first.a == first.b else f"{first.a} and {first.b}"
-        where = template(first.path)
-        return f"{where} ({units} units)" if self.kind == "hidden" else f"channels ({units} units)"
+        where = "channels" if self.kind == "channels" else template(first.path)
+        return f"{where} ({units} {self.kind if self.kind in ('heads', 'experts') else 'units'}{self.note})"
 
 
 def template(path: Path) -> str:

@@ -49,7 +49,14 @@ LOOKS = (
 
 
 def judge_briefly(
-    a: Checkpoint, b: Checkpoint, mapping: Mapping, meter: Meter, *, unsettled: int = 0, seed: int = 0
+    a: Checkpoint,
+    b: Checkpoint,
+    mapping: Mapping,
+    meter: Meter,
+    *,
+    unsettled: int = 0,
+    seed: int = 0,
+    rows: int | None = None,
 ) -> Verdict:
     """Whether B's weights come from A's, from as many bytes as the meter allows.
 
@@ -58,6 +65,7 @@ def judge_briefly(
     a, b : `Metered`, or parts of such
     mapping : as `lineage.match.budget.search` found it
     meter : theirs
+    rows : units a layer that are compared; None: `ROWS`
     unsettled : B's matrices that the search could not look up; with such, nothing is ever called unrelated
 
     Notes
@@ -66,9 +74,10 @@ def judge_briefly(
     direction is given.
     """
     before = meter.stopped
-    verdict = _judged(a, b, mapping, meter, layers=LAYERS, seed=seed)
+    options = {"seed": seed, "rows": rows or ROWS}
+    verdict = _judged(a, b, mapping, meter, layers=LAYERS, **options)
     if verdict.related is None and meter.left:
-        verdict = _judged(a, b, mapping, meter, layers=ALL_LAYERS, seed=seed)
+        verdict = _judged(a, b, mapping, meter, layers=ALL_LAYERS, **options)
     if verdict.related or not (unsettled or meter.stopped > before):
         return verdict
     if unsettled:
@@ -78,9 +87,11 @@ def judge_briefly(
     return msgspec.structs.replace(verdict, class_="undetermined", related=None, reasons=(told, *verdict.reasons[1:]))
 
 
-def _judged(a: Checkpoint, b: Checkpoint, mapping: Mapping, meter: Meter, *, layers: int, seed: int) -> Verdict:
+def _judged(
+    a: Checkpoint, b: Checkpoint, mapping: Mapping, meter: Meter, *, layers: int, seed: int, rows: int
+) -> Verdict:
     common = common_layout(a, b, mapping)
-    tested = significance(common, bound_names(), seed=seed, rows=ROWS, units=ROWS * layers, blocks=layers)
+    tested = significance(common, bound_names(), seed=seed, rows=rows, units=rows * layers, blocks=layers)
     material = _Glimpse(a, b, mapping, Filled(mapping, a), common, None, tested, seed, meter)
     return decide(material, look=_found, towards=lambda material, findings: None, hold=lambda material: None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 __all__ = [
     "corrected",
     "log10_fixed_points",
+    "log10_fixed_points_in_equal_groups",
     "log10_fixed_points_in_groups",
     "log10_fixed_points_together",
     "log10_order_kept",
@@ -118,6 +120,40 @@ def log10_fixed_points_in_groups(agreed: int) -> float:
         return 0.0
     bell = agreed * math.log(0.792 * agreed / math.log(agreed + 1))
     return min(0.0, (bell - math.lgamma(agreed + 1)) / LN10)
+
+
+def log10_fixed_points_in_equal_groups(units: Sequence[int], agreed: int) -> float:
+    """Bound on the chance of `agreed` fixed points in independent blocks whose units may stand in equal groups.
+
+    Parameters
+    ----------
+    units : labels of each block, 1 or more
+    agreed : units at their own label in all blocks together
+
+    Returns
+    -------
+    log10 of the bound, the greatest over all sizes of groups; never above 0.0
+
+    Notes
+    -----
+    Null: in every block G groups of s units are dealt at random, and units inside each group (experts that are routed
+    by groups); G = 1 is a random permutation. A matching may respect the groups, so the law of a permutation would
+    accuse. E[C(F, k)] <= Σ_{t<=G} 1/t!·[x^k](Σ_{1<=j<=s} x^j/j!)^t in each block, blocks are convolved, and Markov's
+    inequality gives the tail.
+
+    Examples
+    --------
+    >>> round(log10_fixed_points_in_equal_groups([8], 8), 4), round(math.log10(1 / (math.factorial(4) * 2**4)), 4)
+    (-2.5843, -2.5843)
+    """
+    if agreed <= 0:
+        return 0.0
+    if agreed > sum(units):
+        return -math.inf
+    # one fraction of the units in all blocks: a network groups its experts alike in every layer
+    splits = {n for length in units for n in range(1, length + 1) if length % n == 0}
+    bounds = [_coefficient([_log_grouped(n, math.gcd(n, groups)) for n in units], agreed) for groups in splits]
+    return min(0.0, max(bounds) / LN10)
 
 
 def log10_order_kept(units: int, kept: int) -> float:
@@ -229,11 +265,28 @@ def _none_fixed(units: NDArray[Any], places: NDArray[Any]) -> Floats:
     return np.maximum(total, 0.0)
 
 
+@lru_cache(256)
 def _log_increasing(n: int) -> Floats:
     """ln of the expected number of increasing subsequences of length k = 0 … n among n shuffled units."""
     logs = _log_factorials(n)
     result: Floats = logs[n] - 2 * logs - logs[::-1]
     return result
+
+
+@lru_cache(256)
+def _log_grouped(units: int, groups: int) -> Floats:
+    """ln of the greatest E[C(F, k)] for k = 0 … units, where so many equal groups and their units are dealt."""
+    size = units // groups
+    logs = _log_factorials(max(units, groups))
+    one = np.full(units + 1, -np.inf)
+    one[1 : size + 1] = -logs[1 : size + 1]
+    power, total = np.full(units + 1, -np.inf), np.full(units + 1, -np.inf)
+    power[0] = total[0] = 0.0
+    for t in range(1, groups + 1):
+        terms = [power[: units + 1 - j] + one[j] for j in range(1, size + 1)]
+        power = np.logaddexp.reduce([np.concatenate([np.full(units + 1 - len(x), -np.inf), x]) for x in terms])
+        total = np.logaddexp(total, power - logs[t])
+    return total
 
 
 def _tail(laws: Sequence[Floats], k: int) -> float:

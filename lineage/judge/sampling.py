@@ -13,10 +13,10 @@ from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.metered import Spent
 from lineage.judge.axes import FEWEST_UNITS, Block, Matrix, Member, Shape, template
 from lineage.judge.common import Common
-from lineage.judge.tables import diagonal, sinusoidal
+from lineage.judge.tables import banded, diagonal, sinusoidal, uniform
 from lineage.match.units import normalised
 
-__all__ = ["Frame", "Units", "load_units", "read_units", "token_frames"]
+__all__ = ["Frame", "Units", "load_groups", "load_units", "read_units", "token_frames"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -28,6 +28,8 @@ LARGE = 1 << 23
 MOST_READS = 128
 #: features of a unit that are compared; more would not tell units apart any better
 MOST_FEATURES = 512
+#: neighbouring rows of a unit of many rows (a head) that are read, and features of each
+MOST_ROWS, MOST_COLUMNS = 8, 128
 #: rows of the embeddings that make the token frame
 MOST_TOKENS = 256
 
@@ -130,8 +132,9 @@ def load_units(
         if features is _NOTHING:
             continue
         for side, parts, length in ((common.a, sides[0], block.a), (common.b, sides[1], block.b)):
+            own = Member(member.of(int(side is common.b)), member.side)
             try:
-                units = read_units(side, member, window, length=length, features=features)
+                units = read_units(side, own, window, length=length, features=features)
             except Spent:
                 return None  # no more bytes may be read: the blocks before this one are the sample
             if _table(units, member, window.start, features):
@@ -143,6 +146,53 @@ def load_units(
         return None
     one, two = (_alive(parts, window.stop - window.start) for parts in sides)
     return (one, two) if min(len(one.labels), len(two.labels)) >= FEWEST_UNITS else None
+
+
+def load_groups(common: Common, block: Block, *, seed: int) -> tuple[Units, Units] | None:
+    """Units of many rows (heads), or few in number (experts), on both sides; None where nothing can be compared.
+
+    Notes
+    -----
+    A few neighbouring rows stand for a unit, the same ones in every unit. The mean is not taken off: of two units
+    that would leave one and its negative.
+    """
+    rng = np.random.default_rng([seed, block.a, block.b])
+    sides: tuple[list[Floats], list[Floats]] = ([], [])
+    for member in sorted(block.members, key=lambda m: (m.side, template(m.matrix.path))):
+        other = (member.matrix.a[1 - member.side], member.matrix.b[1 - member.side])
+        rows = min(member.width, MOST_ROWS)
+        first = int(rng.integers(0, member.width - rows + 1))
+        wanted = min(*other, MOST_COLUMNS)
+        features = np.arange(wanted) + int(rng.integers(0, min(other) - wanted + 1))
+        if other[0] != other[1]:
+            continue  # channels were cut: nothing says which feature is which
+        for side, parts, count in ((common.a, sides[0], block.a), (common.b, sides[1], block.b)):
+            own = Member(member.of(int(side is common.b)), member.side, member.width, member.start)
+            try:
+                parts.append(_grouped(side, own, count, first, rows, features))
+            except Spent:
+                return None  # no more bytes may be read: the blocks before this one are the sample
+    if not sides[0]:
+        return None
+    one, two = (_alive(parts, len(parts[0]), centred=False) for parts in sides)
+    return (one, two) if min(len(one.labels), len(two.labels)) > 1 else None
+
+
+def _grouped(
+    checkpoint: Checkpoint, member: Member, count: int, first: int, rows: int, features: NDArray[np.intp]
+) -> Floats:
+    """Some rows of each of so many units, shape (units, rows × features)."""
+    shape = checkpoint.specs[member.matrix.name].shape
+    length = shape[member.matrix.axes[member.side]]
+    starts = [member.start + at * member.width + first for at in range(count)]
+    if member.matrix.axes[member.side] == len(member.matrix.index):  # rows: each unit's stand together in the file
+        parts = [
+            read_units(checkpoint, member, slice(at, at + rows), length=length, features=features) for at in starts
+        ]
+        return np.stack(parts).reshape(count, -1)
+    window = slice(member.start, member.start + count * member.width)
+    whole = read_units(checkpoint, member, window, length=length, features=features)
+    return whole.reshape(count, member.width, -1)[:, first : first + rows].reshape(count, -1)
 
 
 def read_units(
@@ -257,7 +307,9 @@ def _table(units: Floats, member: Member, start: int, features: NDArray[np.intp]
     strongest = np.abs(units).reshape(len(units), -1, matrix.kernel).max(axis=2)
     if diagonal(strongest, rows, columns, period=min(matrix.b)):
         return True
-    return matrix.kernel == 1 and not _numbered(matrix) and sinusoidal(units.T)
+    if matrix.kernel > 1 or _numbered(matrix):
+        return False
+    return sinusoidal(units.T) or banded(units) or uniform(units)
 
 
 def _window(block: Block, share: int, rng: np.random.Generator) -> slice:
@@ -269,7 +321,7 @@ def _window(block: Block, share: int, rng: np.random.Generator) -> slice:
     return slice(start, start + wanted)
 
 
-def _alive(parts: Sequence[Floats], total: int) -> Units:
+def _alive(parts: Sequence[Floats], total: int, *, centred: bool = True) -> Units:
     """Normalised units without those that are dead or equal to another one."""
     length = len(parts[0])
     alive = np.ones(length, bool)
@@ -280,7 +332,8 @@ def _alive(parts: Sequence[Floats], total: int) -> Units:
         prints += np.nan_to_num(part).astype(np.float64) @ rng.standard_normal(part.shape[1])
     _, inverse, times = np.unique(prints, return_inverse=True, return_counts=True)
     alive &= times[inverse] == 1
-    return Units(tuple(normalised(part[alive]) for part in parts), np.flatnonzero(alive), max(total, length))
+    rows = tuple(normalised(part[alive], centred=centred) for part in parts)
+    return Units(rows, np.flatnonzero(alive), max(total, length))
 
 
 def _scaled(rows: Floats) -> Floats:

@@ -7,6 +7,7 @@ axis brings its negative control (the same test between mispaired layers); where
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,15 @@ from numpy.typing import NDArray
 from lineage.judge import laws
 from lineage.judge.axes import FEWEST_UNITS, Axis, Block, channel_axes, hidden_axes, matrices, template
 from lineage.judge.common import Common
-from lineage.judge.sampling import Frame, Units, load_units, token_frames
+from lineage.judge.groups import expert_axes, head_axes, reordered
+from lineage.judge.sampling import Frame, Units, load_groups, load_units, token_frames
 from lineage.match.units import Assignment, likeness, pair_units
 
 __all__ = ["AxisTest", "Significance", "significance"]
 
 Floats = NDArray[np.floating[Any]]
+#: log10 p of what was counted in independent blocks, corrected for so many tries (log10)
+Law = Callable[[Sequence["Counted"], float], float]
 
 #: units of one block that are compared at most (a matching of 512 units takes 10 ms) and units of all blocks of an
 #: axis together; the budget of a caller (`rows`) is a floor under the share of a block
@@ -43,8 +47,12 @@ TESTS = math.log10(2)
 #: another reason than shared statistics. Zoo: strangers -0.1 to 0.05, disguised copies 0.79 to 1, siblings of one
 #: initialisation 0.12
 STANDS_OUT = 0.5
-#: an axis that already shows this much is not looked at through the token frame; the correction counts it anyway
+#: where neurons or channels already show this much, heads and experts are not read, and neurons not seen through the
+#: token frame; the correction counts them anyway
 ENOUGH = -12.0
+#: families of tests of which the best one counts: neurons, channels, neurons through the token frame, heads, experts,
+#: neurons of experts that the router pairs
+FAMILIES = math.log10(6)
 
 
 class Counted(msgspec.Struct, frozen=True):
@@ -75,7 +83,7 @@ class AxisTest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     axis : where the units stand, for people
-    kind : `hidden` or `channels`
+    kind : `hidden`, `channels`, `heads` or `experts`
     frame : `""` as the features stand, `tokens` seen through the embeddings
     blocks : layers tested
     units : units matched
@@ -160,7 +168,12 @@ def significance(
     Hidden axes of all kinds and layers have labels of their own, so their laws are convolved; where features as
     they stand show nothing, the same units are seen through the embeddings (channels may have been permuted,
     flipped, rotated or cut). Channels may share labels between tensors: the best of their tests counts, corrected
-    for their number. The best one of these three families is the answer, corrected again.
+    for their number. Heads and experts have labels of their own in every layer, too, but a disguise moves one kind
+    and leaves the other, so they are families of their own and not summed with neurons, which would drown them. The
+    best one of all families is the answer, corrected for their number (Bonferroni holds however they depend).
+
+    Heads of strangers are exchangeable unless slopes or windows go by their index, or one table of biases names the
+    heads of all layers: there, mispaired layers agree as well, and the axis is void.
     """
     found, others = matrices(common.shapes)
     names = lambda name: any(bound(side) for side in common.names(name))  # noqa: E731
@@ -178,9 +191,39 @@ def significance(
         seen, through = _family(common, hidden, frames, seed=seed, **share) if frames else ([], None)
         tests += seen
         families += [] if through is None else [through]
+    if min(families, default=0.0) > ENOUGH:
+        experts = expert_axes(found, hidden)
+        few = {"seed": seed, "blocks": blocks}
+        for axes in (head_axes(common.shapes, names), experts):
+            seen, through = _family(common, axes, None, rows=1, units=1, **few)
+            tests += seen
+            families += [] if through is None else [through]
+        moved = reordered(hidden, _orders(common, experts, seed=seed))
+        seen, through = _family(common, moved, None, seed=seed, **share)
+        tests += seen
+        families += [] if through is None else [through]
     if not families:
         return Significance(tuple(tests), None)
-    return Significance(tuple(tests), laws.corrected(min(families), math.log10(3)))
+    return Significance(tuple(tests), laws.corrected(min(families), FAMILIES))
+
+
+def _orders(common: Common, experts: Sequence[Axis], *, seed: int) -> dict[tuple[str, ...], dict[int, int]]:
+    """A's expert for each of B's, as the routers pair them, by layer; layers where none moved are left out.
+
+    No neuron takes part, so the neurons' labels in the experts paired stay what chance dealt.
+    """
+    orders = {}
+    for block in (block for axis in experts for block in axis.blocks):
+        loaded = load_groups(common, block, seed=seed)
+        if loaded is None:
+            continue
+        one, two = loaded
+        found = pair_units(likeness(one.parts, two.parts)[0], seed=seed)
+        order = dict(zip(two.labels[found.b].tolist(), one.labels[found.a].tolist(), strict=True))
+        if any(its != mine for its, mine in order.items()):
+            first = next(at for at, part in enumerate(block.path) if any(ch.isdigit() for ch in part))
+            orders[block.path[: first + 1]] = order
+    return orders
 
 
 def _family(
@@ -203,7 +246,8 @@ def _family(
             if not test.void:
                 counted += counts
                 tries += log10_pairings
-    return tests, _together(counted, tries) if counted else None
+    law = _grouped_together if axes and axes[0].kind == "experts" else _together
+    return tests, law(counted, tries) if counted else None
 
 
 def _hidden(
@@ -216,13 +260,18 @@ def _hidden(
     units: int,
     blocks: int,
 ) -> tuple[AxisTest, list[Counted], float] | None:
-    """The test on a hidden axis, its counts by block, and log10 of the pairings that may have been tried."""
-    chosen = _once(common, axis.blocks)[:blocks]
+    """The test on an axis of blocks, its counts by block, and log10 of the pairings that may have been tried."""
+    grouped = axis.kind in ("heads", "experts")
+    chosen = _once(common, axis.blocks)[: len(axis.blocks) if grouped else blocks]
     share = min(MOST_UNITS, max(rows, units // max(1, len(chosen))))
     loaded: list[tuple[Block, Units, Units]] = []
     void = ""
     for block in chosen:
-        pair = load_units(common, block, share, seed=seed, frames=frames)
+        pair: tuple[Units, Units] | str | None
+        if grouped:
+            pair = load_groups(common, block, seed=seed)
+        else:
+            pair = load_units(common, block, share, seed=seed, frames=frames)
         if isinstance(pair, str):
             void = void or pair
         elif pair is not None:
@@ -232,7 +281,8 @@ def _hidden(
         return _nothing(axis, void, frames is not None) if void else None
     counts = [_count(one, two, seed + at) for at, (_, one, two) in enumerate(kept)]
     tries = _log10_pairings(common, axis, [block for block, _, _ in kept])
-    control, mispaired = _control(kept, seed=seed)
+    law = _grouped_together if axis.kind == "experts" else _together
+    control, mispaired = _control(kept, law, seed=seed, fewest=2 if grouped else FEWEST_UNITS)
     fixed, mismatched = sum(c.fixed for c in mispaired), sum(c.matched for c in mispaired)
     if not void and control is not None and control < FIRES:
         void = f"mispaired layers agree on {fixed} of {mismatched} units: the index itself carries meaning"
@@ -242,10 +292,10 @@ def _hidden(
     shown = [c.shown for c in counts if c.shown is not None]
     floor = [c.shown for c in mispaired if c.shown is not None]
     return AxisTest(
-        axis=axis.title, kind="hidden", frame="" if frames is None else "tokens", blocks=len(counts),
+        axis=axis.title, kind=axis.kind, frame="" if frames is None else "tokens", blocks=len(counts),
         units=sum(c.matched for c in counts), fixed=sum(c.fixed for c in counts),
         ordered=sum(c.ordered for c in counts),
-        likeness=float(np.mean(at_home)) if at_home else 0.0, log10_p=_together(counts, tries),
+        likeness=float(np.mean(at_home)) if at_home else 0.0, log10_p=law(counts, tries),
         control=control, control_fixed=fixed, control_units=mismatched,
         shown=float(np.mean(shown)) if shown else None, floor=max(floor) if floor else None,
         paired=float(np.mean([c.paired for c in counts])), void=void,
@@ -263,7 +313,13 @@ def _nothing(axis: Axis, void: str, through: bool) -> tuple[AxisTest, list[Count
 
 
 def _channels(common: Common, axis: Axis, *, seed: int) -> AxisTest | None:
-    """The best test on channels: one a matrix, since all of them may share their labels."""
+    """The best test on channels: one a matrix, since all of them may share their labels.
+
+    There is no negative control: every matrix of a network shares the labels of its channels, so no two of A and B
+    could be mispaired whose labels must not agree. Instead the matrices are searched for what binds channels to
+    their index: an identity, sinusoids, banks of filters, signs; any one voids the axis. Sizes of channels need no
+    guard: likeness does not see them.
+    """
     best: tuple[float, Counted, Block] | None = None
     void, tried = "", 0
     for block in axis.blocks:
@@ -294,6 +350,12 @@ def _together(counts: Sequence[Counted], log10_tries: float) -> float:
     return laws.corrected(min(fixed, order), log10_tries + TESTS)
 
 
+def _grouped_together(counts: Sequence[Counted], log10_tries: float) -> float:
+    """log10 p of independent blocks of experts: fixed points only, since experts may be routed by groups."""
+    bound = laws.log10_fixed_points_in_equal_groups([c.places for c in counts], sum(c.fixed for c in counts))
+    return laws.corrected(bound, log10_tries)
+
+
 def _count(a: Units, b: Units, seed: int) -> Counted:
     """Matches two blocks and counts."""
     parts = likeness(a.parts, b.parts)
@@ -310,7 +372,9 @@ def _count(a: Units, b: Units, seed: int) -> Counted:
     return Counted(len(home), places, int(home.sum()), run, alike, float(found.likeness.mean()), shown)
 
 
-def _control(kept: Sequence[tuple[Block, Units, Units]], *, seed: int) -> tuple[float | None, list[Counted]]:
+def _control(
+    kept: Sequence[tuple[Block, Units, Units]], law: Law, *, seed: int, fewest: int
+) -> tuple[float | None, list[Counted]]:
     """What layers of A give with the next layer of B, and with the next of A: the smaller log10 p, and its counts."""
     results: list[tuple[float, list[Counted]]] = []
     for inside in (False, True) if len(kept) > 1 else ():
@@ -319,10 +383,10 @@ def _control(kept: Sequence[tuple[Block, Units, Units]], *, seed: int) -> tuple[
             _, next_a, next_b = kept[(at + 1) % len(kept)]
             pair = one.first(CONTROL_UNITS), (next_a if inside else next_b).first(CONTROL_UNITS)
             widths = [[part.shape[1] for part in units.parts] for units in pair]
-            if widths[0] == widths[1] and min(len(units.labels) for units in pair) >= FEWEST_UNITS:
+            if widths[0] == widths[1] and min(len(units.labels) for units in pair) >= fewest:
                 counts.append(_count(*pair, seed + at))
         if counts:
-            results.append((_together(counts, TESTS), counts))
+            results.append((law(counts, TESTS), counts))
     return min(results, key=lambda result: result[0]) if results else (None, [])
 
 
@@ -332,7 +396,9 @@ def _once(common: Common, blocks: Iterable[Block]) -> list[Block]:
     seen_b: set[tuple[str, ...]] = set()
     kept = []
     for block in blocks:
-        key_a, key_b = (tuple(sorted(common.place(m.matrix, side) for m in block.members)) for side in (0, 1))
+        key_a, key_b = (
+            tuple(sorted(f"{common.place(m.of(side), side)} {m.start}" for m in block.members)) for side in (0, 1)
+        )
         if key_a not in seen_a and key_b not in seen_b:
             kept.append(block)
             seen_a.add(key_a)
@@ -378,13 +444,16 @@ def _log10_pairings(common: Common, axis: Axis, blocks: Sequence[Block]) -> floa
             key = (member.side, *member.matrix.b)
             alike[key] = alike.get(key, 0) + 1
         swaps += sum(math.lgamma(n + 1) for n in alike.values()) / laws.LN10
-    shifts = set()
-    for block in blocks:
-        first_a, first_b = (_numbers(name) for name in common.names(block.members[0].matrix.name))
-        shifts |= {one - two for one, two in zip(first_a[:1], first_b[:1], strict=False)}
-    layers = {_numbers(common.names(block.members[0].matrix.name)[0])[:1] for block in axis.blocks}
-    moved = len(blocks) * math.log10(max(2, len(layers))) if len(shifts) > 1 else 0.0
-    return swaps + moved
+    shifts: dict[int, set[int]] = defaultdict(set)
+    values: dict[int, set[int]] = defaultdict(set)
+    for block in axis.blocks:
+        one, two = (_numbers(name) for name in common.names(block.members[0].matrix.name))
+        for place, (mine, its) in enumerate(zip(one, two, strict=False)):
+            values[place].add(mine)
+            shifts[place].add(mine - its)
+    # layers, or experts, that do not all move alike were paired one by one
+    moved = sum(math.log10(max(2, len(values[place]))) for place, found in shifts.items() if len(found) > 1)
+    return swaps + len(blocks) * moved
 
 
 def _numbers(name: str) -> tuple[int, ...]:

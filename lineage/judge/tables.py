@@ -1,4 +1,4 @@
-"""Tensors that anyone computes alike: sinusoids, identities. They prove nothing and void their axes."""
+"""Tensors that anyone computes alike: sinusoids, identities, banks of filters, signs. They void their axes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["diagonal", "sinusoidal"]
+from lineage.judge.laws import log10_order_kept, longest_increasing
+
+__all__ = ["banded", "diagonal", "sinusoidal", "uniform"]
 
 Floats = NDArray[np.floating[Any]]
 
@@ -23,6 +25,8 @@ SWINGING = 0.04
 #: standard errors by which the mean rank of the diagonal may pass one half: never by chance (1e-9), while an identity
 #: of a fifth of the noise's size shows with 512 rows
 DIAGONAL = 6.0
+#: log10 of the chance that trained units stand in the order of their centres as far as they do
+BANDED = -9.0
 
 
 def sinusoidal(positions: Floats) -> bool:
@@ -91,3 +95,37 @@ def diagonal(
     equal = (size[at] == size[at, place][:, None]).mean(axis=1)
     ranks = below + equal / 2
     return bool((ranks.mean() - 0.5) * math.sqrt(12 * len(ranks)) > DIAGONAL)
+
+
+def banded(units: Floats) -> bool:
+    """True where the units' centres of mass along the features stand in order: a bank of filters.
+
+    Parameters
+    ----------
+    units : (units, features), features in their order
+
+    Examples
+    --------
+    >>> bands = np.exp(-np.subtract.outer(np.arange(16) * 4, np.arange(64)) ** 2 / 8)
+    >>> banded(bands), banded(np.random.default_rng(0).standard_normal((16, 64)))
+    (True, False)
+    """
+    size = np.abs(units.astype(np.float64))
+    weight = size.sum(axis=1)
+    alive = weight > 0
+    centres = (size[alive] @ np.arange(size.shape[1])) / weight[alive]
+    order = np.argsort(np.argsort(centres, kind="stable"), kind="stable")
+    run = max(longest_increasing(order), longest_increasing(order[::-1])) if len(np.unique(centres)) > 1 else 0
+    return run > 0 and log10_order_kept(len(order), run) < BANDED
+
+
+def uniform(units: Floats) -> bool:
+    """True where all values have one size, as in Hadamard matrices and signs.
+
+    Examples
+    --------
+    >>> uniform(np.array([[1.0, -1.0], [1.0, 1.0]])), uniform(np.array([[1.0, 0.5]]))
+    (True, False)
+    """
+    size = np.abs(units)
+    return bool(size.size and size.max() > 0 and np.ptp(size) <= 1e-6 * size.max())

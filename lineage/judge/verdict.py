@@ -58,6 +58,8 @@ AKIN, AKIN_SHARE = 0.35, 0.3
 #: share of the way from mispaired matrices to equality beyond which matched ones agree for another reason than shared
 #: statistics. Zoo: strangers below 0, siblings of one initialisation 0.1, relatives that nothing disguises 0.6 to 1
 FAR_ABOVE = 0.5
+#: units a layer that are compared at least where nobody said how many
+ROWS = 64
 #: roles of tensors whose axes are bound to an index: heads and rotary planes
 BOUND = frozenset({"attention", "cross", "query", "key", "value"})
 
@@ -104,7 +106,7 @@ def judge(
     *,
     seed: int = 0,
     threads: int = 2,
-    rows: int = 64,
+    rows: int | None = None,
 ) -> Verdict:
     """Whether B's weights come from A's.
 
@@ -115,14 +117,15 @@ def judge(
     comparison : of `Filled(mapping, a)` against `b`; None: figures come from samples
     seed : of the samples and of the shuffles that break ties
     threads : kept for callers that share their settings; one thread is enough here
-    rows : units a layer that are compared at least
+    rows : units a layer that are compared at most; None: as many as are quick, 64 or more
 
     Notes
     -----
     Reads samples of rows, never whole files: about 50 MB of two checkpoints of 1 GB.
     """
     common = common_layout(a, b, mapping)
-    tested = significance(common, bound_names(), seed=seed, rows=rows)
+    given = {"rows": ROWS} if rows is None else {"rows": rows, "units": rows}
+    tested = significance(common, bound_names(), seed=seed, **given)
     material = Material(a, b, mapping, Filled(mapping, a), common, comparison, tested, seed)
     return decide(material)
 
@@ -326,6 +329,7 @@ def _reasons(
         reasons += [_agreement(t) for t in best[:1]]
     reasons += [t_.sentence[0].upper() + t_.sentence[1:] + "." for t_ in findings]
     reasons += [_controlled(t) for t in best[:1] if t.control is not None]
+    reasons += [_UNCONTROLLED for t in best[:1] if exact and t.kind == "channels"]
     reasons += [f"Not counted: {test.axis}: {test.void}." for test in tested.tests if test.void]
     return reasons
 
@@ -337,7 +341,8 @@ def _after(findings: list[Finding]) -> str:
 
 def _agreement(test: AxisTest) -> str:
     seen = ", seen through the embeddings" if test.frame else ""
-    where = f"{test.axis}, {test.blocks} layers" if test.blocks > 1 else test.axis
+    blocks = "groups" if test.axis.endswith("in each group)") else "layers"
+    where = f"{test.axis}, {test.blocks} {blocks}" if test.blocks > 1 else test.axis
     kept = f"{test.fixed} stand at the place of A's (chance: about {test.blocks})"
     if test.ordered > 2 * test.fixed and test.log10_p < SUSPICIOUS:
         kept = f"{test.ordered} stand in the order of A's"
@@ -354,6 +359,12 @@ def _effect(test: AxisTest) -> str:
 def _controlled(test: AxisTest) -> str:
     found = f"{test.control_fixed} of {test.control_units} units"
     return f"Negative control: the same test between different layers finds {found} at their place, as chance does."
+
+
+_UNCONTROLLED = (
+    "No negative control exists for channels, since all matrices of a network share them; tables that anyone computes "
+    "alike were looked for and not found."
+)
 
 
 def _undecided(tested: Significance) -> str:

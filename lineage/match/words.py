@@ -129,6 +129,7 @@ def families(names: Iterable[str]) -> tuple[list[str], dict[str, list[str]]]:
     return first, family
 
 
+@lru_cache(1)
 def load_roles() -> Roles:
     """The roles that ship in `mappings/names`."""
     import yaml

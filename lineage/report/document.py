@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lineage.judge.merging import Merge
 
 __all__ = ["RELATIONS", "ClaimSummary", "ComponentSummary", "Document", "LoraSummary", "MappingSummary",
-           "MergeSummary", "MetricsSummary", "Part", "ReadSummary", "Report", "VerdictSummary", "build", "schema",
-           "summarise_mapping", "with_keys"]  # fmt: skip
+           "MergeSummary", "MetricsSummary", "Part", "ReadSummary", "Report", "SampleSummary", "VerdictSummary",
+           "build", "schema", "summarise_mapping", "with_keys"]  # fmt: skip
 
 #: version of the document
 SCHEMA = 1
@@ -145,8 +145,21 @@ class ReadSummary(msgspec.Struct, frozen=True, kw_only=True):
     budget: int
 
 
+class SampleSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What the exact test looked at.
+
+    Attributes
+    ----------
+    rows : units a layer that were compared; None: as many as are quick
+    seed : of their choice, and of the shuffles that break ties
+    """
+
+    rows: int | None
+    seed: int
+
+
 class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`report.json`; `read` is there only where the answer rests on samples."""
+    """`report.json`; `read` is there only where the answer rests on samples, `units` tells which ones."""
 
     lineage: str
     schema: int
@@ -160,6 +173,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lora: LoraSummary
     warnings: tuple[str, ...]
     read: ReadSummary | None = None
+    units: SampleSummary | None = None
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,6 +273,7 @@ def build(
     notes: Iterable[str],
     *,
     read: ReadSummary | None = None,
+    units: SampleSummary | None = None,
 ) -> Report:
     """Puts the report together.
 
@@ -269,6 +284,7 @@ def build(
     claims : what B says of itself
     notes : what was noticed on the way, for the warnings
     read : what was read, where the answer rests on samples
+    units : what the exact test looked at
     """
     main, others = parts[0], parts[1:]
     verdict = _summarise_verdict(main.verdict)
@@ -303,6 +319,7 @@ def build(
         lora=LoraSummary(grade=grade_of(mapping, verdict.class_), keys=None),
         warnings=tuple(warnings),
         read=read,
+        units=units,
     )
     diff = Diff(a=document.a, b=document.b, matched_by="mapping", comparison=comparison)
     return Report(document=document, mapping=mapping, diff=diff)

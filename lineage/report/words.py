@@ -77,6 +77,9 @@ def facts(report: Report) -> list[tuple[str, str]]:
         total = size_words(document.a.bytes + document.b.bytes)
         told = f"{size_words(read.bytes)} of {total}, {100 * read.share:.2f} % (the budget: {size_words(read.budget)})"
         found.insert(1, ("Read", told))
+    if document.units is not None and document.units.rows is not None:
+        told = f"{document.units.rows:,} units a layer for the exact test, chosen with seed {document.units.seed}"
+        found.insert(1, ("Sampled", told))
     if verdict.related and read is None:
         found.append(("Direction", _DIRECTIONS[verdict.direction]))
     patterns = report.diff.comparison.change.patterns

@@ -47,6 +47,32 @@ def decoder(
     return tensors | {"head.weight": matrix(vocabulary, width)}
 
 
+def attending(seed: int, *, layers: int = LAYERS) -> Arrays:
+    """A decoder with 8 groups of two heads of four rows each in every layer, and norms that tell their size."""
+    rng = np.random.default_rng([seed, 1])
+    tensors = decoder(seed, layers=layers)
+    for at in (f"layers.{i}.attn." for i in range(layers)):
+        wide = decoder(seed + 1000, layers=layers)[at + "q.weight"]
+        mixed = [np.asarray(wide @ rng.standard_normal((WIDTH, WIDTH)) / 6, np.float32) for _ in range(4)]
+        tensors[at + "q.weight"] = np.concatenate(mixed[:2])
+        tensors[at + "o.weight"] = np.concatenate(mixed[2:]).T
+        tensors |= {at + f"{x}_norm.weight": np.ones(4, np.float32) for x in "qk"}
+    return tensors
+
+
+def experts(seed: int, *, count: int = 8) -> Arrays:
+    """A network of experts and their routers."""
+    tensors: Arrays = {}
+    for e in range(count):
+        for name, values in decoder(seed * 100 + e).items():
+            if "gate" not in name:
+                tensors[name.replace("mlp", f"experts.{e}") if "mlp" in name else name] = values
+    for i in range(LAYERS):
+        router = np.random.default_rng([seed, i]).standard_normal((count, WIDTH))
+        tensors[f"layers.{i}.router.weight"] = np.asarray(router, np.float32)
+    return tensors
+
+
 def changed(tensors: Arrays, change: Callable[[str, NDArray[Any]], NDArray[Any]]) -> Arrays:
     """The network with every tensor changed."""
     return {name: np.asarray(change(name, values), np.float32) for name, values in tensors.items()}

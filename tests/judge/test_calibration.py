@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.judge.nulls import ADVERSARIES, Null, adversarial_pairs, resampled_pairs, trained_pairs
+from tests.judge.nulls import (
+    ADVERSARIES,
+    Kinds,
+    Null,
+    adversarial_pairs,
+    mixture_pairs,
+    resampled_pairs,
+    trained_pairs,
+)
 
 
 def most(alpha: float, pairs: int) -> float:
@@ -15,14 +23,20 @@ def most(alpha: float, pairs: int) -> float:
     return alpha * pairs + 3 * math.sqrt(alpha * (1 - alpha) * pairs)
 
 
-def check(found: Sequence[Null]) -> None:
+def check(found: Sequence[Null] | Sequence[Kinds]) -> None:
     for alpha in (0.05, 0.01, 0.001):
-        for values in ([n.fixed for n in found], [n.order for n in found], [n.final or 0.0 for n in found]):
+        for values in zip(*[[value or 0.0 for value in null] for null in found], strict=True):
             assert sum(value <= math.log10(alpha) for value in values) <= most(alpha, len(found))
 
 
 def test_a_hundred_strangers_keep_to_the_nominal_tail() -> None:
     check(list(resampled_pairs(100)))
+
+
+def test_heads_and_experts_of_trained_strangers_keep_to_the_nominal_tail() -> None:
+    found = list(mixture_pairs(20))
+    assert all(null.final is not None for null in found)
+    check(found)
 
 
 @pytest.mark.parametrize("name", ADVERSARIES)
@@ -33,6 +47,11 @@ def test_adversarial_strangers_are_not_accused(name: str) -> None:
 @pytest.mark.slow
 def test_a_thousand_trained_strangers_keep_to_the_nominal_tail() -> None:
     check(list(trained_pairs(1000)))
+
+
+@pytest.mark.slow
+def test_heads_and_experts_of_a_thousand_trained_strangers_keep_to_the_nominal_tail() -> None:
+    check(list(mixture_pairs(1000)))
 
 
 @pytest.mark.slow

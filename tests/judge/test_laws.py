@@ -10,6 +10,7 @@ import pytest
 from lineage.judge.laws import (
     corrected,
     log10_fixed_points,
+    log10_fixed_points_in_equal_groups,
     log10_fixed_points_in_groups,
     log10_fixed_points_together,
     log10_order_kept,
@@ -118,3 +119,31 @@ def test_no_unit_is_no_evidence() -> None:
 def test_more_units_than_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="5 units have no distinct labels among 4"):
         log10_fixed_points(5, 2, 4)
+
+
+def dealt(groups: int, size: int) -> list[tuple[int, ...]]:
+    """All ways of dealing equal groups, and units inside each of them."""
+    inner = list(permutations(range(size)))
+    return [
+        tuple(place * size + unit for place, order in zip(outer, orders, strict=True) for unit in order)
+        for outer in permutations(range(groups))
+        for orders in product(inner, repeat=groups)
+    ]
+
+
+@pytest.mark.parametrize(("groups", "size"), [(1, 6), (2, 3), (3, 2), (6, 1), (2, 2)])
+def test_units_that_may_stand_in_groups_agree_no_more_often_than_said(groups: int, size: int) -> None:
+    orders, units = dealt(groups, size), groups * size
+    hits = [sum(i == p for i, p in enumerate(order)) for order in orders]
+    for agreed in range(units + 1):
+        share = sum(hit >= agreed for hit in hits) / len(hits)
+        assert 10 ** log10_fixed_points_in_equal_groups([units], agreed) >= share * (1 - 1e-12)
+
+
+def test_all_units_at_their_place_are_as_rare_as_the_likeliest_groups_allow() -> None:
+    assert 10 ** log10_fixed_points_in_equal_groups([6], 6) == pytest.approx(1 / len(dealt(3, 2)), rel=1e-9)
+
+
+def test_grouped_blocks_of_many_layers_count_together() -> None:
+    one, four = (log10_fixed_points_in_equal_groups([8] * n, 8 * n) for n in (1, 4))
+    assert four == pytest.approx(4 * one, rel=1e-9)

@@ -13,6 +13,7 @@ from lineage.judge.sampling import read_units
 from lineage.layout.mapping import Mapping, Rule
 from lineage.layout.operations import Concat, Take
 from tests.judge.networks import HIDDEN, LAYERS, WIDTH, Arrays, changed, decoder, exact, memory, tuned
+from tests.judge.nulls import ADVERSARIES
 
 ALL = LAYERS * HIDDEN
 
@@ -140,6 +141,17 @@ def test_strangers_with_equal_norms_and_embedding_statistics_show_nothing() -> N
             lengths = np.linalg.norm(base[name], axis=1, keepdims=True)
             other[name] = values / np.linalg.norm(values, axis=1, keepdims=True) * lengths
     assert (exact(base, other).log10_p or 0.0) > -2
+
+
+def test_norms_and_deviations_that_accused_public_models_do_not_move_the_p_value() -> None:
+    one, two = (decoder(seed) for seed in (1, 2))
+    before = exact(one, two).log10_p
+    alike_a, alike_b = (ADVERSARIES["equal norms and deviations by layer"](tensors) for tensors in (one, two))
+    norms = [np.concatenate([t[n] for n in t if "norm" in n]) for t in (alike_a, alike_b)]
+    spreads = [[float(v.std()) for v in t.values() if v.ndim > 1] for t in (alike_a, alike_b)]
+    assert norms[0] @ norms[1] / np.prod([np.linalg.norm(n) for n in norms]) > 0.95
+    assert np.asarray(np.corrcoef(spreads))[0, 1] > 0.9
+    assert exact(alike_a, alike_b).log10_p == before
 
 
 def test_a_mapping_that_sorts_neurons_after_their_likeness_proves_nothing() -> None:

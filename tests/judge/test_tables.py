@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lineage.judge.tables import diagonal, sinusoidal
+from lineage.judge.tables import banded, diagonal, sinusoidal, uniform
 
 
 def sinusoids(positions: int, channels: int) -> NDArray[Any]:
@@ -59,3 +59,24 @@ def test_an_identity_shows_in_sampled_rows_and_columns() -> None:
 @pytest.mark.parametrize("seed", range(200))
 def test_heavy_tails_are_no_identity(seed: int) -> None:
     assert not diagonal(np.random.default_rng(seed).standard_t(2, (24, 24)))
+
+
+def test_overlapping_windows_in_order_are_a_bank_of_filters_either_way_round() -> None:
+    windows = np.exp(-(np.subtract.outer(np.arange(24) * 4, np.arange(96)) ** 2) / 40)
+    assert banded(windows)
+    assert banded(windows[::-1])
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_trained_rows_are_no_bank_of_filters(seed: int) -> None:
+    assert not banded(np.random.default_rng(seed).standard_t(2, (32, 80)))
+
+
+def test_rows_of_one_value_are_no_bank_of_filters() -> None:
+    assert not banded(np.ones((32, 80)))
+
+
+def test_signs_are_of_one_size_and_ternary_weights_are_not() -> None:
+    signs = np.sign(noise(32, 32))
+    assert uniform(signs)
+    assert not uniform(signs * (noise(32, 32, seed=1) > 0))

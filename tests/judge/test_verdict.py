@@ -215,3 +215,9 @@ def test_networks_of_one_build_that_nothing_pairs_are_undetermined() -> None:
 def test_networks_of_unlike_build_that_nothing_pairs_are_unrelated() -> None:
     base = {f"x{n}": v for n, v in decoder(1, layers=6).items()}
     assert verdict(decoder(1), base, Mapping()).class_ == "unrelated"
+
+
+def test_that_channels_have_no_negative_control_is_among_the_reasons() -> None:
+    base, other = decoder(1), decoder(2)
+    found = verdict(base, other | {"embed.weight": base["embed.weight"]})
+    assert any(reason.startswith("No negative control exists for channels") for reason in found.reasons)
