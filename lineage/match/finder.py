@@ -19,7 +19,7 @@ from lineage.match.joined import joined
 from lineage.match.rows import Provenance, exact_rows, near_rows
 from lineage.match.siblings import siblings
 from lineage.match.stacked import stacked
-from lineage.match.structure import Links, Structure
+from lineage.match.structure import LEAST_SCORE, Links, Structure
 from lineage.match.values import PLACES, Values, coarsest
 from lineage.match.whole import Whole, exact, near
 from lineage.match.words import Roles, load_roles, skeleton
@@ -230,7 +230,7 @@ class Finder:
 
     def _unpadded(self) -> None:
         """Gives up guesses under other names where most families of a side have none: a few shapes that two
-        architectures share are no map."""
+        architectures share are no map. What stands beside tensors that values told (constants of a copy) stays."""
         guessed = [m for m in self.matches() if m.how != "values"]
         valued = {n for m in self.matches() if m.how == "values" for n in (*_flat(m.sources), *_flat(m.targets))}
         shares = []
@@ -239,8 +239,11 @@ class Finder:
             shares.append(len({skeleton(n) for side in sides for n in _flat(side)}) / max(1, len(every)))
         if min(shares) >= MOST_FAMILIES:
             return
+        told = [m for m in self.matches() if m.how == "values"]
+        beside = Links((s, t) for m in told for s in _flat(m.sources) for t in _flat(m.targets))
         for match in guessed:
-            if match.how != "name":
+            pairs = [(s, t) for s in _flat(match.sources) for t in _flat(match.targets)]
+            if match.how != "name" and max(beside.closeness(s, t) for s, t in pairs) < LEAST_SCORE:
                 for target in _flat(match.targets):
                     del self.found[target]
         self.used_a = {s for m in self.matches() for s in _flat(m.sources)}

@@ -72,6 +72,15 @@ def test_one_shape_in_common_is_no_map(tmp_path: Path) -> None:
     assert find_mapping(open_checkpoint(one), open_checkpoint(two)).rules == ()
 
 
+def test_constants_of_a_copied_part_stay_beside_it_though_the_rest_is_a_stranger(tmp_path: Path) -> None:
+    small = {n: np.ones_like(x) if "Norm" in n else x for n, x in models.encoder(1).items()}
+    a = {"text." + n: x for n, x in small.items()} | models.encoder(2, width=96)
+    b = {"te." + n.replace("layer.", "h."): x for n, x in small.items()} | models.state_space(3, width=160)
+    one, two = save(tmp_path / "a.safetensors", a), save(tmp_path / "b.safetensors", b)
+    mapping = find_mapping(open_checkpoint(one), open_checkpoint(two))
+    assert all(n.startswith("backbone.") for n in mapping.unmatched_target)
+
+
 def test_shapes_tell_the_transposition_only_where_they_can(tmp_path: Path) -> None:
     def told(a: Tensors, b: Tensors) -> bool | None:
         ones = Values(open_checkpoint(save(tmp_path / "a.safetensors", a)))
