@@ -93,7 +93,7 @@ def _certify(a: Values, b: Values, match: Match) -> Certified:
     if sums is None:
         return Certified(match, False)
     exact = sums.equal
-    if not exact and _unmoved(a, b, match):
+    if not exact and match.how == "values" and _unmoved(a, b, match):
         plain = msgspec.structs.replace(match, ops=())
         still = compare(a.checkpoint, b.checkpoint, plain)
         if still is not None and (still.pearson() or 0.0) >= (sums.pearson() or 0.0):

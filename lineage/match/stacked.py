@@ -21,7 +21,7 @@ from lineage.layout.operations import Stack, Unstack
 from lineage.match.chains import OVER, Names, reordered
 from lineage.match.structure import CLASH, CLOSENESS, EQUAL, LEAST_SCORE, LIKENESS, POOLED, VALUE, Links, assign
 from lineage.match.values import Values, agreement, lattice
-from lineage.match.whole import Order, moved, orders
+from lineage.match.whole import Order, moved, orders, turned_over
 from lineage.match.words import Roles
 
 __all__ = ["stacked"]
@@ -43,11 +43,15 @@ class _Fit(NamedTuple):
     how: How
 
 
+_Chosen = tuple[str, tuple[str, ...], _Fit]
+
+
 def stacked(
     a: Values, b: Values, left_a: Sequence[str], left_b: Sequence[str], links: Links, roles: Roles, names: Names,
     *,
     expected: float,
     seed: int,
+    turn: bool = False,
 ) -> list[Match]:  # fmt: skip
     """Matches of a left-over tensor of one side with a family of left-over tensors of the other.
 
@@ -55,11 +59,14 @@ def stacked(
     ----------
     expected : the correlation that values show elsewhere, 0 where the weights share none
     seed : of the shuffle that breaks ties
+    turn : matrices go over transposed where values do not say so
     """
     found = []
     for whole_is_a in (False, True):
         wholes, parts, left, others = (a, b, left_a, left_b) if whole_is_a else (b, a, left_b, left_a)
         chosen = _Stacks(wholes, parts, links, roles, expected, whole_is_a).chosen(left, others, seed)
+        if not expected:
+            chosen = _one_way(chosen, wholes, parts, turn=turn)
         for whole, family, fit in chosen:
             shape, member = wholes.checkpoint.specs[whole].shape, parts.checkpoint.specs[family[0]].shape
             rest = shape[: fit.axis] + shape[fit.axis + 1 :]
@@ -73,6 +80,31 @@ def stacked(
     return found
 
 
+def _one_way(chosen: Sequence[_Chosen], wholes: Values, parts: Values, *, turn: bool) -> list[_Chosen]:
+    """The same stacks with all matrices that values say nothing of turned over, where those are whose shapes tell."""
+    rests = [_without(wholes.checkpoint.specs[whole].shape, fit.axis) for whole, _, fit in chosen]
+    shapes = [parts.shape(family[0]) for _, family, _ in chosen]
+    votes = [
+        1 if shape != rest else -1
+        for shape, rest in zip(shapes, rests, strict=True)
+        if len(shape) == len(rest) == 2 and shape[0] != shape[1]
+    ]
+    if sum(votes) < 0 or sum(votes) == 0 and not turn:
+        return list(chosen)
+    found = []
+    for (whole, family, fit), shape, rest in zip(chosen, shapes, rests, strict=True):
+        over = turned_over(shape, rest)
+        if fit.how != "values" and over is not None and over in orders(shape, rest):
+            fit = fit._replace(order=over)
+        found.append((whole, family, fit))
+    return found
+
+
+def _without(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    """A shape without one axis, and without those of length 1."""
+    return tuple(n for i, n in enumerate(shape) if i != axis and n != 1)
+
+
 class _Stacks:
     """Scores families against tensors and assigns them."""
 
@@ -82,7 +114,7 @@ class _Stacks:
         self.wholes, self.parts, self.links, self.roles = wholes, parts, links, roles
         self.expected, self.whole_is_a = expected, whole_is_a
 
-    def chosen(self, left: Sequence[str], others: Sequence[str], seed: int) -> list[tuple[str, tuple[str, ...], _Fit]]:
+    def chosen(self, left: Sequence[str], others: Sequence[str], seed: int) -> list[_Chosen]:
         """(tensor, family, fit), each tensor and each family once."""
         families = _families(self.parts, others)
         by_size: dict[int, list[int]] = defaultdict(list)
@@ -121,7 +153,7 @@ class _Stacks:
         for axis, length in enumerate(shape):
             if length != len(family):
                 continue
-            rest = tuple(n for n in shape[:axis] + shape[axis + 1 :] if n != 1)
+            rest = _without(shape, axis)
             for order in orders(self.parts.shape(family[0]), rest):
                 told, ground = self._values(whole, family, axis, order)
                 fit = None if told is None else _Fit(score + ground, axis, order, told)

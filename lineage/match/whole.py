@@ -90,6 +90,22 @@ def orders(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[Order, ...]
     return tuple(found)
 
 
+def turned_over(shape: Sequence[int], target: Sequence[int]) -> Order | None:
+    """The order of axes that puts what a matrix reads in place of what it writes; None where there is none.
+
+    Examples
+    --------
+    >>> turned_over((96, 6, 16), (96, 96)), turned_over((8, 8), (2, 4, 8)), turned_over((5, 3), (5, 3))
+    ((1, 2, 0), (1, 0), None)
+    """
+    for cut in range(1, len(shape)):
+        first, last = math.prod(shape[cut:]), math.prod(shape[:cut])
+        edges = [math.prod(target[:k]) for k in range(1, len(target))]
+        if first in edges and last * first == math.prod(target):
+            return (*range(cut, len(shape)), *range(cut))
+    return None
+
+
 def moved(positions: NDArray[np.int64], shape: Sequence[int], order: Order) -> NDArray[np.int64]:
     """Flat positions in a tensor of `shape` of the elements at flat `positions` of its transpose by `order`."""
     if list(order) == sorted(order):

@@ -59,7 +59,7 @@ def tokens(name: str) -> tuple[str, ...]:
 @lru_cache(1 << 16)
 def _words(name: str) -> frozenset[str]:
     """Tokens, path components, and neighbouring tokens joined: what a table of roles may list."""
-    parts = [p for p in re.split(r"[./\s]+", name.lower()) if p and not p.isdigit()]
+    parts = [p for p in re.split(r"[./\s-]+", name.lower()) if p and not p.isdigit()]
     stripped = [re.sub(r"_?\d+$", "", p) for p in parts]
     return frozenset(parts) | frozenset(stripped) | frozenset(tokens(name))
 

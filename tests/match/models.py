@@ -329,3 +329,59 @@ def parted_experts(tensors: Tensors) -> Tensors:
             out[f"{at}{word}.weight"] = np.ascontiguousarray(tensors[at + "gate_up_proj"].swapaxes(1, 2)[:, k::2])
             out[f"{at}{word}.bias"] = np.ascontiguousarray(tensors[at + "gate_up_proj_bias"][:, k::2])
     return out
+
+
+def encoder(seed: int = 0, *, width: int = 32) -> Tensors:
+    """Square projections beside an MLP of four widths, gains and biases; output by input."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> NDArray[Any]:
+        return (rng.standard_normal(shape) / math.sqrt(shape[-1])).astype(np.float32)
+
+    out: Tensors = {"embeddings.word_embeddings.weight": draw(VOCAB, width), "pooler.dense.weight": draw(width, width)}
+    for i in range(LAYERS):
+        at = f"encoder.layer.{i}."
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            out[f"{at}attention.{part}.weight"] = draw(width, width)
+            out[f"{at}attention.{part}.bias"] = draw(width)
+        out[at + "intermediate.dense.weight"] = draw(4 * width, width)
+        out[at + "output.dense.weight"] = draw(width, 4 * width)
+        out[at + "attention.output.LayerNorm.weight"] = 1 + 0.1 * draw(width)
+    return out
+
+
+def kernels(a: Tensors) -> Tensors:
+    """Every matrix but the embedding input by output, under the word kernel."""
+    out: Tensors = {}
+    for name, x in a.items():
+        new = name.replace(".", "/")
+        if x.ndim == 1 or "embeddings" in name:
+            out[new] = x
+        else:
+            out[new.replace("weight", "kernel")] = np.ascontiguousarray(x.T)
+    return out
+
+
+def stacked_kernels(a: Tensors) -> Tensors:
+    """The same with all layers of a kind stacked on axis 0."""
+    out: Tensors = {}
+    layers: dict[str, list[NDArray[Any]]] = {}
+    for name, x in kernels(a).items():
+        head, _, rest = name.partition("encoder/layer/")
+        if head:
+            out[name] = x
+        else:
+            layers.setdefault("encoder/layers/" + rest.split("/", 1)[1], []).append(x)
+    return out | {n: np.stack(xs) for n, xs in layers.items()}
+
+
+def state_space(seed: int = 0, *, width: int = 32) -> Tensors:
+    """Another architecture of the encoder's width: one of its matrices has the shape of one of the encoder's."""
+    rng = np.random.default_rng(seed)
+    out: Tensors = {"backbone.embedding.weight": rng.standard_normal((VOCAB + 8, width)).astype(np.float32)}
+    for i in range(LAYERS):
+        at = f"backbone.layers.{i}."
+        shapes = {"in_proj": (4 * width, width), "x_proj": (20, 2 * width), "A_log": (2 * width, 8), "D": (2 * width,)}
+        out |= {f"{at}mixer.{n}": rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+        out[at + "norm.weight"] = (1 + 0.1 * rng.standard_normal(width)).astype(np.float32)
+    return out
