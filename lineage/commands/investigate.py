@@ -73,6 +73,8 @@ def investigate_command(
             keys = _keys(report, one, two)
             report = report if keys is None else with_keys(report, KEYS)
             write_folder(report, out, keys=keys, inputs=(a, b, *parents))
+    if report.mapping.pair:
+        say(settings, f"used the stored layout {', '.join(report.mapping.pair)}, certified by the weights")
     if out is not None:
         say(settings, f"wrote {out}")
     if as_json:

@@ -300,11 +300,13 @@ def test_other_commands_refuse_a_header_only_file_and_name_the_way(
 
 
 @pytest.mark.usefixtures("installed")
-def test_the_command_says_which_stored_layout_it_used(tmp_path: Path, lineage: Lineage) -> None:
+@pytest.mark.parametrize("command", ["map", "investigate"])
+def test_the_commands_say_which_stored_layout_they_used(tmp_path: Path, lineage: Lineage, command: str) -> None:
     one, two = save(tmp_path / "a.safetensors", separate()), save(tmp_path / "b.safetensors", fused(separate()))
-    ran = lineage("map", one, two)
+    out = tmp_path / "out"
+    ran = lineage(command, one, two, "-o", out)
     assert "used the stored layout toy, certified by the weights" in ran.err
-    assert "\npair: toy\n" in ran.out
+    assert "\npair: toy\n" in (out / "mapping.yaml" if command == "investigate" else out).read_text()
 
 
 def test_headers_that_no_stored_layout_fits_are_no_error_but_no_map(tmp_path: Path, lineage: Lineage) -> None:
