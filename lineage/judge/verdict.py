@@ -216,8 +216,8 @@ def _taught(material: Material, stands: list[AxisTest]) -> bool:
     that were inherited come with weights that are A's: units inside the layers, a matrix that is equal or nearly so, or
     a good part of the matrices at least akin.
     """
-    hidden = [t for t in material.significance.valid if t.kind == "hidden"]
-    if stands or any(t.log10_p <= SUSPICIOUS for t in hidden):
+    p, hidden = material.significance.log10_p, [t for t in material.significance.valid if t.kind == "hidden"]
+    if p is None or p > SUSPICIOUS or stands or any(t.log10_p <= SUSPICIOUS for t in hidden):
         return False
     if hidden and not _powerful(Significance(tuple(hidden), None)):
         return False

@@ -82,6 +82,11 @@ def test_a_taught_student_is_spared_where_no_hidden_unit_can_be_tested() -> None
     assert verdict(teacher | gains[0], student | taught | gains[1]).related is not True
 
 
+def test_channels_of_strangers_that_do_not_agree_still_tell_strangers() -> None:
+    one, two = ({n: v for n, v in decoder(k).items() if "mlp" not in n} for k in (1, 2))
+    assert verdict(one, two).class_ == "retrained"
+
+
 def test_attention_that_was_copied_between_strangers_is_found() -> None:
     base, other = decoder(1), decoder(2)
     found = verdict(base, other | {n: v for n, v in base.items() if ".v." in n or ".o." in n})
