@@ -210,8 +210,17 @@ def read_units(
     Notes
     -----
     Reads ranges: the window's rows, or its part of each place's row. A convolution's kernel elements stand beside
-    each other as features.
+    each other as features. What is not finite counts as 0.
     """
+    units = _stored(checkpoint, member, window, length, features)
+    finite = np.isfinite(units)
+    return units if finite.all() else np.where(finite, units, 0)
+
+
+def _stored(
+    checkpoint: Checkpoint, member: Member, window: slice, length: int, features: NDArray[np.intp] | None
+) -> Floats:
+    """The units as they are stored."""
     matrix, shape = member.matrix, checkpoint.specs[member.matrix.name].shape
     inner = shape[len(matrix.index) :]
     size = int(np.prod(inner, dtype=np.int64))
