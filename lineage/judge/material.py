@@ -21,7 +21,7 @@ from lineage.judge.significance import Significance
 from lineage.layout.mapping import Instance, Mapping
 from lineage.measure.compare import Comparison
 
-__all__ = ["ALIKE", "Material", "Pair", "Sample", "counters"]
+__all__ = ["ALIKE", "Material", "Pair", "Sample", "counters", "unstacked"]
 
 Floats = NDArray[np.floating[Any]]
 Answer = TypeVar("Answer")
@@ -253,10 +253,22 @@ def counters(name: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.split(r"[./]", name) if part.isdigit())
 
 
+def unstacked(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with the axes of a stack of layers or experts taken for rows.
+
+    Examples
+    --------
+    >>> unstacked((8, 64, 32)), unstacked((64, 768, 1024)), unstacked((64, 32, 3, 3))
+    ((512, 32), (49152, 1024), (64, 32, 3, 3))
+    """
+    while len(shape) > 2 and (shape[0] < FEW_ROWS or math.prod(shape[1:]) > LONGEST_ROW):
+        shape = (shape[0] * shape[1], *shape[2:])
+    return shape
+
+
 def _window(shape: tuple[int, ...], most: int, rng: np.random.Generator) -> tuple[int, int, int]:
     """First row, rows and columns of the sampled part."""
-    while len(shape) > 2 and (shape[0] < FEW_ROWS or math.prod(shape[1:]) > LONGEST_ROW):
-        shape = (shape[0] * shape[1], *shape[2:])  # a stack of layers or experts
+    shape = unstacked(shape)
     rows = shape[0] if len(shape) > 1 else 1
     columns = int(np.prod(shape[1:], dtype=np.int64)) if len(shape) > 1 else (shape[0] if shape else 1)
     taken = min(rows, most)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.dtypes import FLOATS, STORAGE
 from lineage.judge.common import Common
-from lineage.judge.material import FEW_ROWS, WHOLE_ROWS, WHOLE_VALUES, Material, Sample
+from lineage.judge.material import WHOLE_ROWS, WHOLE_VALUES, Material, Sample, unstacked
 from lineage.judge.relations.finding import Finding
 from lineage.judge.relations.grids import Grid, find_grid
 
@@ -136,14 +136,19 @@ def beginning(checkpoint: Checkpoint, name: str, *, turned: bool = False) -> Flo
     shape, size = checkpoint.specs[name].shape, checkpoint.specs[name].size
     if turned and (len(shape) != 2 or size > TURNED):
         return None
-    while len(shape) > 2 and shape[0] < FEW_ROWS:
-        shape = (shape[0] * shape[1], *shape[2:])  # a stack of layers or experts
+    shape = unstacked(shape)
     columns = size // shape[0] if len(shape) > 1 else size
     if turned:
-        values = checkpoint.read(name, 0, size).reshape(-1, columns).T
+        values = _finite(checkpoint.read(name, 0, size)).reshape(-1, columns).T
         return values[: max(WHOLE_ROWS, -(-WHOLE_VALUES // shape[0]))]
     rows = min(size // columns, max(WHOLE_ROWS, -(-WHOLE_VALUES // columns)))
-    return checkpoint.read(name, 0, rows * columns).reshape(rows, columns)
+    return _finite(checkpoint.read(name, 0, rows * columns)).reshape(rows, columns)
+
+
+def _finite(values: Floats) -> Floats:
+    """The values, with zeros for what is no number."""
+    finite = np.isfinite(values)
+    return values if finite.all() else np.where(finite, values, 0)
 
 
 def sparsified(material: Material) -> Finding | None:
