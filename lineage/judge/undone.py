@@ -27,10 +27,10 @@ __all__ = ["left_over", "with_alignment"]
 #: relative difference that undoing leaves of a pure disguise: rounding to bf16 before and after each transform leaves
 #: 0.001 to 0.004 (all disguises, alone and together, of two recipes), the lightest training 0.02 and more
 WORN = 0.01
-#: relations that tell what happened to values, which a disguise hides or imitates
+#: relations that tell what happened to values, or which ones are A's, which a disguise hides or imitates
 VALUES = (
     "quantized", "noised", "sparsified", "fine-tuned", "partially-tuned", "lora-merged", "continued-pretraining",
-    "shared-initialisation",
+    "shared-initialisation", "partially-shared",
 )  # fmt: skip
 
 

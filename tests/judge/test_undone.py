@@ -10,6 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from lineage import api
+from lineage.judge.align.records import Aligned, Trait
+from lineage.judge.relations.finding import Finding
+from lineage.judge.undone import with_alignment
+from lineage.judge.verdict import Verdict
+from lineage.layout.mapping import Mapping
 from tests.judge import disguises
 from tests.match.models import Tensors, language_model, save
 
@@ -88,3 +93,19 @@ def test_an_order_of_channels_is_no_rotation(tmp_path: Path) -> None:
     relations = api.investigate(a, b).document.verdict.relations
     assert {"permuted", "sign-flipped"} <= set(relations)
     assert "rotated" not in relations
+
+
+def test_what_a_disguise_made_look_strange_is_no_longer_called_partly_shared() -> None:
+    looked = Finding("partially-shared", 1.0, "half of the matrices are A's, the others are not")
+    verdict = Verdict(
+        class_="transformed", related=True, log10_p=-90.0, coverage=1.0, relations=("partially-shared",),
+        reasons=("units agree.", "Half of the matrices are A's, the others are not."), findings=(looked,),
+    )  # fmt: skip
+    aligned = Aligned(
+        mapping=Mapping(), exact_mapping=None, fitted=(), shown=(), cosine=1.0, floor=0.1, holds=True,
+        traits=(Trait("permuted", "channels stand in another order"),), note="aligned by order",
+    )  # fmt: skip
+    found = with_alignment(verdict, aligned, [])
+    assert found.relations == ("permuted",)
+    assert not any("others are not" in reason for reason in found.reasons)
+    assert with_alignment(verdict, aligned, [looked]).relations == ("permuted", "partially-shared")
