@@ -202,7 +202,8 @@ def run() -> NoReturn:
     try:
         sys.stdout.flush()
     except (OSError, ValueError, AttributeError) as exc:
-        code = _explain(exc) if isinstance(exc, OSError) else code
+        # what could not be written before was told already
+        code = _explain(exc) if isinstance(exc, OSError) and code != 2 else code
     _quietly_closed()
     sys.exit(code)
 

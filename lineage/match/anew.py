@@ -25,7 +25,7 @@ __all__ = ["Anew", "Pair", "turning"]
 #: what neighbours that correspond, one direction of all matrices, and names that say different things add to a score
 NEAR, SAME_WAY, CLASH = 1.0, 0.5, 0.6
 #: share of each side's parameters that stand in equally many families of equal sizes, from which on both sides are
-#: taken for one architecture (retrained pairs of the layout tests: 0.55 to 1; strangers of equal width: below 0.4)
+#: taken for one architecture. A convention, not calibrated
 ONE_ARCHITECTURE = 0.5
 
 #: pairs of families of equal sizes beyond which they are left alone: seconds of scoring
