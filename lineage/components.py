@@ -6,6 +6,7 @@ A pipeline folder, or a file that holds several networks, is matched part by par
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import msgspec
 
@@ -42,24 +43,27 @@ def matched_components(
     name in A, name in B, mapping; None for A's name where no component of A corresponds at all
     """
     parts = sorted(b.components, key=lambda name: -component_of(b, name).parameters)
-    known: dict[tuple[str, str], Mapping] = {}
 
+    @cache
     def found(x: str, y: str) -> Mapping:
-        where = f" {y}" if y else ""
-        if (x, y) not in known:
-            told = lambda step: progress(f"{step}{where}")  # noqa: E731
-            known[x, y] = (find or search)(component_of(a, x), component_of(b, y), told)
-        return known[x, y]
+        def told(step: str) -> None:
+            progress(f"{step} {y}".rstrip())
+
+        return (find or search)(component_of(a, x), component_of(b, y), told)
 
     def search(one: Checkpoint, two: Checkpoint, told: Callable[[str], None]) -> Mapping:
         from lineage.match.finder import find_mapping
 
         return find_mapping(one, two, seed=seed, threads=threads, progress=told)
 
+    @cache
     def explained(x: str, y: str) -> float:
         share = _certified(found(x, y), component_of(a, x), component_of(b, y))
         return share if share >= NOTHING else 0.0
 
+    if a.components == b.components and len(parts) == 1:  # two networks: there is nothing to choose
+        yield parts[0], parts[0], found(parts[0], parts[0])
+        return
     taken = {y for y in parts if y in a.components and explained(y, y) >= UNDOUBTED}
     settled = set(taken)
     for y in parts:
