@@ -6,6 +6,7 @@ Each subcommand is one module, imported when it is asked for, so that `lineage -
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import re
 import signal
@@ -198,6 +199,8 @@ def run() -> NoReturn:
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _terminated)
+    # names and matches are many and live long: looking through them for cycles at every 700 new objects is vain work
+    gc.set_threshold(200_000, 20, 20)
     code = _code()
     try:
         sys.stdout.flush()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from lineage.layout.induce import Match
 from lineage.layout.mapping import Instance, Mapping
 from lineage.layout.operations import Add, Operation, Scale
 from lineage.match.chains import OVER
-from lineage.match.values import MANTISSA, Values
+from lineage.match.values import MANTISSA, SMALL, Values
 
 __all__ = ["Certified", "Checked", "certify", "check", "compare", "flat"]
 
@@ -35,6 +35,9 @@ LEAST_Z, WEAK_Z = 6.0, 2.0
 FAR, NEAR, VAGUE = 0.2, 0.02, 0.1
 #: by how much a cosine may fall short of what a mapping says of it
 SLACK = 0.02
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Certified(NamedTuple):
@@ -64,6 +67,20 @@ class _Sums:
         self.yy += float(v @ v)
         self.xy += float(u @ v)
 
+    def same(self, x: NDArray[Any]) -> None:
+        """Adds values that both sides hold; a share of them is enough for their moments."""
+        u = x[:: max(1, len(x) // 4096)].astype(np.float64)
+        ok = np.isfinite(u)
+        if not ok.all():
+            u = u[ok]
+        total, square = float(u.sum()), float(u @ u)
+        self.n += len(u)
+        self.x += total
+        self.y += total
+        self.xx += square
+        self.yy += square
+        self.xy += square
+
     def merge(self, other: _Sums) -> None:
         for field in ("n", "x", "y", "xx", "yy", "xy"):
             setattr(self, field, getattr(self, field) + getattr(other, field))
@@ -84,8 +101,19 @@ class _Sums:
 
 def certify(a: Values, b: Values, matches: Sequence[Match], *, threads: int) -> list[Certified]:
     """Every match with its evidence; those that claim values but do not show them no longer hold."""
+    sizes = [sum(b.size(name) for name in flat(m.targets)) for m in matches]
+    return _spread(lambda m: _certify(a, b, m), matches, sizes, threads)
+
+
+def _spread(
+    work: Callable[[_Item], _Result], items: Sequence[_Item], sizes: Sequence[int], threads: int
+) -> list[_Result]:
+    """`work` of every item, in order: large ones on other threads, the many small ones meanwhile on this one, since
+    to hand one out costs more than to do it."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(lambda m: _certify(a, b, m), matches))
+        large = {i: pool.submit(work, items[i]) for i, size in enumerate(sizes) if size > SMALL}
+        done = {i: work(item) for i, item in enumerate(items) if i not in large}
+        return [large[i].result() if i in large else done[i] for i in range(len(items))]
 
 
 def _certify(a: Values, b: Values, match: Match) -> Certified:
@@ -155,8 +183,9 @@ def check(mapping: Mapping, a: Checkpoint, b: Checkpoint, *, threads: int = 2) -
     LayoutError : a rule does not fit A's tensors
     """
     shapes = {s.name: s.shape for s in a}
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(lambda i: _checked(a, b, i), mapping.instances(shapes)))
+    instances = list(mapping.instances(shapes))
+    sizes = [sum(b.specs[name].size for name in i.target_names if name in b.specs) for i in instances]
+    return _spread(lambda i: _checked(a, b, i), instances, sizes, threads)
 
 
 def _checked(a: Checkpoint, b: Checkpoint, instance: Instance) -> Checked:
@@ -278,7 +307,7 @@ def _block(
     if dtype is not None and spec.plain:
         y = b.read_codes(spec.name, low, high)
         if dtype == spec.dtype and np.array_equal(x, y):
-            sums.add(*_sparse(decode(x, dtype)))
+            sums.same(decode(x, dtype))
             return
         u, v = decode(x, dtype), decode(y, spec.dtype)
     else:
@@ -287,12 +316,6 @@ def _block(
     if sums.equal:
         sums.equal = _same(u, v, dtype, spec)
     sums.add(u, v)
-
-
-def _sparse(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A share of a block of equal values is enough for its moments."""
-    some = values[:: max(1, len(values) // 4096)]
-    return some, some
 
 
 def _same(u: NDArray[Any], v: NDArray[Any], dtype: str | None, spec: TensorSpec) -> bool:
