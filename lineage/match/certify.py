@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,7 +18,8 @@ from lineage.layout.induce import Match
 from lineage.layout.mapping import Instance, Mapping
 from lineage.layout.operations import Add, Operation, Scale
 from lineage.match.chains import OVER
-from lineage.match.values import MANTISSA, SMALL, Values
+from lineage.match.spread import spread
+from lineage.match.values import MANTISSA, Values
 
 __all__ = ["Certified", "Checked", "certify", "check", "compare", "flat"]
 
@@ -35,9 +35,6 @@ LEAST_Z, WEAK_Z = 6.0, 2.0
 FAR, NEAR, VAGUE = 0.2, 0.02, 0.1
 #: by how much a cosine may fall short of what a mapping says of it
 SLACK = 0.02
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class Certified(NamedTuple):
@@ -102,18 +99,7 @@ class _Sums:
 def certify(a: Values, b: Values, matches: Sequence[Match], *, threads: int) -> list[Certified]:
     """Every match with its evidence; those that claim values but do not show them no longer hold."""
     sizes = [sum(b.size(name) for name in flat(m.targets)) for m in matches]
-    return _spread(lambda m: _certify(a, b, m), matches, sizes, threads)
-
-
-def _spread(
-    work: Callable[[_Item], _Result], items: Sequence[_Item], sizes: Sequence[int], threads: int
-) -> list[_Result]:
-    """`work` of every item, in order: large ones on other threads, the many small ones meanwhile on this one, since
-    to hand one out costs more than to do it."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        large = {i: pool.submit(work, items[i]) for i, size in enumerate(sizes) if size > SMALL}
-        done = {i: work(item) for i, item in enumerate(items) if i not in large}
-        return [large[i].result() if i in large else done[i] for i in range(len(items))]
+    return spread(lambda m: _certify(a, b, m), matches, sizes, threads)
 
 
 def _certify(a: Values, b: Values, match: Match) -> Certified:
@@ -185,7 +171,7 @@ def check(mapping: Mapping, a: Checkpoint, b: Checkpoint, *, threads: int = 2) -
     shapes = {s.name: s.shape for s in a}
     instances = list(mapping.instances(shapes))
     sizes = [sum(b.specs[name].size for name in i.target_names if name in b.specs) for i in instances]
-    return _spread(lambda i: _checked(a, b, i), instances, sizes, threads)
+    return spread(lambda i: _checked(a, b, i), instances, sizes, threads)
 
 
 def _checked(a: Checkpoint, b: Checkpoint, instance: Instance) -> Checked:

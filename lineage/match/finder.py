@@ -142,7 +142,10 @@ class Finder:
         """
         self.progress("rows")
         self.rows(
-            exact_rows(self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed), exactly=True
+            exact_rows(
+                self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed, threads=self.threads
+            ),
+            exactly=True,
         )
         if self.left_b():
             self.progress("near copies")
@@ -177,7 +180,8 @@ class Finder:
     def _near(self, *, matrices: bool) -> None:
         """Takes in what rows nearly tell of the matrices, or of the vectors, that are left."""
         left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
-        self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
+        found = near_rows(self.a, self.b, self.left_a(), left, seed=self.seed, threads=self.threads)
+        self.rows(found, exactly=False)
 
     def siblings(self) -> None:
         """Takes in biases and gains that go the way of the matrix beside them."""
