@@ -206,6 +206,16 @@ def test_a_tensor_of_which_a_part_was_lost_is_not_offered(ops: tuple[Operation, 
     assert back.missing == ("w",)
 
 
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_padding_of_parts_that_several_rules_give_counts_as_known(value: float) -> None:
+    whole = floats(np.arange(12).reshape(4, 3))
+    halves = Memory({"x": whole[:2], "y": whole[2:]}, "F32")
+    padded = Pad(axis=1, after=1, value=value)
+    upper, lower = Take(0, [0, 1, -1, -1]), Take(0, [-1, -1, 0, 1])
+    filled = Filled(rules(("t", "x", (upper, padded)), ("t", "y", (lower, padded))), halves)
+    assert filled.tensor("t").tolist() == np.pad(whole, ((0, 0), (0, 1)), constant_values=value).tolist()
+
+
 def test_a_tied_tensor_comes_back_from_the_first_rule_that_has_it_whole() -> None:
     mapping = rules(("head", "emb", (Slice(0, 0, 2, of=3),)), ("embed", "emb", ()), ("out", "emb", ()))
     filled = Filled(mapping, Memory({"emb": codes((3, 2))}))

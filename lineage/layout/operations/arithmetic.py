@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -156,6 +156,10 @@ class Matmul(Single):
         wide, matrix = array.astype(np.float64), self.matrix.array
         product = np.tensordot(matrix, wide, (1, 0)) if self.side == "left" else np.tensordot(wide, matrix, (-1, 0))
         return _back(product, array.dtype)
+
+    def known(self, masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        # every element is a sum over an axis: one unknown place spoils it
+        return [np.full(self.one_shape(mask.shape), mask.all()) for mask in masks]
 
     def one_shape(self, shape: Shape) -> Shape:
         rows, columns = self.matrix.array.shape

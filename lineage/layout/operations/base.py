@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lineage.layout.axes import LayoutError, Shape
@@ -83,6 +84,10 @@ class Operation(ABC):
     def dtype(self, word: str) -> str:
         """Dtype word of the results for inputs of the dtype `word`."""
         return word
+
+    def known(self, masks: Sequence[NDArray[np.bool_]]) -> Sequence[NDArray[np.bool_]]:
+        """Which places of each result somebody knows, from the places of each input that somebody knows."""
+        return self.apply(masks) if self.moves else masks
 
     def flat(self, shapes: Sequence[Shape]) -> list[list[Segment]] | None:
         """Each result as few flat ranges of the inputs, or None where elements are interleaved."""

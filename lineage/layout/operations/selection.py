@@ -7,7 +7,7 @@ unknown until another rule fills it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -234,6 +234,9 @@ class Pad(Single):
         width = [(0, 0)] * array.ndim
         width[axis] = (self.before, self.after)
         return np.pad(array, width, constant_values=array.dtype.type(self.value or 0))
+
+    def known(self, masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        return [replace(self, value=float(self.value is not None)).one(mask) for mask in masks]
 
     def one_shape(self, shape: Shape) -> Shape:
         axis = axis_of(self.axis, len(shape), self.word)
