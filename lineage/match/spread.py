@@ -29,5 +29,8 @@ def spread(
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads) as pool:
         waiting = {i: pool.submit(work, items[i]) for i in large}
-        done = {i: work(item) for i, item in enumerate(items) if i not in waiting}
-        return [waiting[i].result() if i in waiting else done[i] for i in range(len(items))]
+        try:
+            done = {i: work(item) for i, item in enumerate(items) if i not in waiting}
+            return [waiting[i].result() if i in waiting else done[i] for i in range(len(items))]
+        finally:  # after an error, or Ctrl-C, nothing more is begun
+            pool.shutdown(wait=False, cancel_futures=True)
