@@ -106,7 +106,7 @@ def _on_grids(
     other: Callable[[str], list[tuple[Checkpoint, str]]],
 ) -> list[Gridded]:
     """Each side is looked at as it is stored, for blocks run along its own rows or columns."""
-    names = [sample.name for sample in material.samples]
+    names = material.sampled
     hits: list[Gridded] = []
     for at, name in enumerate(names):
         if at - len(hits) > (1 - MOST) * len(names):

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from lineage.layout.axes import LayoutError, Shape
 
-__all__ = ["NOTHING", "Operation", "Segment", "Single", "axis_of", "outer"]
+__all__ = ["NOTHING", "Operation", "Rows", "Segment", "Single", "axis_of", "outer"]
 
 #: input index of a segment whose elements nobody knows
 NOTHING = -1
 #: (input, start, stop): a flat range of one input, in C order
 Segment = tuple[int, int, int]
+#: places along the first axis
+Rows = Sequence[int]
 
 
 class Operation(ABC):
@@ -103,6 +105,15 @@ class Operation(ABC):
         """
         del dimensions
         return None
+
+    def rows(self, start: int, stop: int, shape: Shape) -> tuple[Operation | None, Rows] | None:
+        """How rows [start, stop) of a result come from an input of this shape, None where all of it has to be made.
+
+        Returns
+        -------
+        the operation that makes them (None: nothing is left to do) and the rows of the input that it acts on
+        """
+        return (self, range(start, stop)) if self.single and shape and self.inside(len(shape)) is not None else None
 
     @abstractmethod
     def document(self, data: dict[str, NDArray[Any]]) -> Any:

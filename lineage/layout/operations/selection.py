@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.layout.axes import LayoutError, Shape
-from lineage.layout.operations.base import NOTHING, Operation, Segment, Single, axis_of, outer
+from lineage.layout.operations.base import NOTHING, Operation, Rows, Segment, Single, axis_of, outer
 from lineage.layout.operations.data import Run, compressed, key_of, positions
 
 __all__ = ["Pad", "Slice", "Take"]
@@ -180,6 +180,11 @@ class Take(Single):
         back = np.full(length, -1, np.int64)
         back[used[::-1]] = known[::-1]
         return (Take(self.axis, back, len(self.places)),)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> tuple[Operation | None, Rows] | None:
+        if self.partial or self._axis(shape):
+            return super().rows(start, stop, shape)
+        return None, self.places[start:stop].tolist()
 
     def inside(self, dimensions: int) -> Take | None:
         axis = axis_of(self.axis, dimensions, self.word)
