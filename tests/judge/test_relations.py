@@ -15,8 +15,8 @@ from lineage.judge.relations.grids import find_grid
 from lineage.judge.relations.training import low_rank
 from lineage.judge.relations.values import diagonal_fit
 from lineage.layout.mapping import Mapping, Rule
-from lineage.layout.operations import Concat, Pad, Rearrange, Slice
-from tests.judge.networks import HIDDEN, LAYERS, WIDTH, Arrays, changed, decoder, tuned, verdict
+from lineage.layout.operations import Concat, Pad, Rearrange, Slice, Take
+from tests.judge.networks import HIDDEN, LAYERS, WIDTH, Arrays, changed, decoder, experts, tuned, verdict
 
 Changer = Callable[[str, NDArray[Any]], NDArray[Any]]
 BASE = decoder(1)
@@ -140,6 +140,16 @@ def test_values_on_a_lattice_are_quantized(bits: int, block: int, word: str) -> 
     assert "quantized" in found.relations
     assert "fine-tuned" not in found.relations
     assert found.direction == "a-to-b"
+
+
+def test_rows_too_short_to_show_a_lattice_have_no_vote() -> None:
+    rng = np.random.default_rng(3)
+    short = {f"layers.{i}.conv.weight": rng.standard_normal((88, 1, 4)).astype(np.float32) for i in range(LAYERS)}
+    for word in ("step", "mix"):
+        short |= {f"layers.{i}.{word}.weight": rng.standard_normal((88, 5)).astype(np.float32) for i in range(LAYERS)}
+    coarse = {n: v + 1e-3 * rng.standard_normal(v.shape).astype(np.float32) for n, v in short.items()}
+    found = verdict(BASE | short, rounded(8, 0) | coarse)
+    assert ("quantized" in found.relations, found.direction) == (True, "a-to-b")
 
 
 def test_a_lattice_by_columns_is_quantized_too() -> None:
@@ -275,6 +285,16 @@ def test_heads_that_were_cut_show_the_narrower_side_as_the_child_unless_the_othe
     repeated = {n: np.concatenate([v[:16], v[:16]]) if ".k." in n else v for n, v in BASE.items()}
     found = [verdict(a, half, Mapping(rules=tuple(rules))) for a in (BASE, repeated)]
     assert [f.direction for f in found] == ["a-to-b", None]
+
+
+def test_experts_that_were_left_out_show_the_smaller_side_as_the_child() -> None:
+    whole = experts(1, count=4)
+    rules = [Rule(to=(n,), source=(n.replace("experts.1", "experts.2"),)) for n in whole if ".experts." in n]
+    kept = [rule for rule in rules if "experts.0" in rule.to[0] or "experts.1" in rule.to[0]]
+    routers = [n for n in whole if "router" in n]
+    some = {rule.to[0]: whole[rule.source[0]] for rule in kept} | {n: whole[n][[0, 2]] for n in routers}
+    kept += [Rule(to=(n,), source=(n,), ops=(Take(0, np.array([0, 2])),)) for n in routers]
+    assert verdict(whole, some, Mapping(rules=tuple(kept))).direction == "a-to-b"
 
 
 def test_new_rows_of_the_embedding_extend_the_vocabulary() -> None:
