@@ -199,7 +199,7 @@ def _class(material: Material, related: bool, findings: list[Finding]) -> Class:
 
 def _one_architecture(material: Material) -> bool:
     """True where most of both sides corresponds, or both have as many parameters in axes of the same lengths."""
-    if min(material.coverage, material.used) >= SAME_ARCHITECTURE:
+    if min(material.covered, material.used) >= SAME_ARCHITECTURE:
         return True
     sizes = material.a.parameters, material.b.parameters
     widths_a, widths_b = ({n for s in c for n in s.shape if n >= FEWEST_UNITS} for c in (material.a, material.b))
@@ -209,7 +209,7 @@ def _one_architecture(material: Material) -> bool:
 
 def _copied(material: Material, findings: list[Finding]) -> bool:
     """True where nothing but names, layout and dtypes differs, and nothing is missing on either side."""
-    if any(f.tag in NO_COPY for f in findings) or min(material.coverage, material.used) < COPY_COVERAGE:
+    if any(f.tag in NO_COPY for f in findings) or min(material.covered, material.used) < COPY_COVERAGE:
         return False
     if sum(material.asked(cut).values()) > (1 - COPY_COVERAGE) * material.a.parameters:
         return False

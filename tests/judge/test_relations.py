@@ -15,7 +15,7 @@ from lineage.judge.relations.grids import find_grid
 from lineage.judge.relations.training import low_rank
 from lineage.judge.relations.values import diagonal_fit
 from lineage.layout.mapping import Mapping, Rule
-from lineage.layout.operations import Concat, Pad, Rearrange, Slice, Take
+from lineage.layout.operations import Concat, Pad, Rearrange, Slice, Take, Unstack
 from tests.judge.networks import HIDDEN, LAYERS, WIDTH, Arrays, changed, decoder, experts, tuned, verdict
 
 Changer = Callable[[str, NDArray[Any]], NDArray[Any]]
@@ -92,6 +92,10 @@ def tags(other: Arrays, layout: Mapping | None = None, words: tuple[str, str] = 
     return set(verdict(BASE, other, layout, words=words).relations)
 
 
+def tags_of(one: Arrays, other: Arrays) -> set[str]:
+    return set(verdict(one, other).relations)
+
+
 def names_of(rename: Callable[[str], str]) -> tuple[Arrays, Mapping]:
     rules = tuple(Rule(to=(rename(n),), source=(n,)) for n in BASE)
     return {rename(n): v for n, v in BASE.items()}, Mapping(rules=rules)
@@ -123,6 +127,14 @@ def test_turned_matrices_are_transposed_and_not_fused() -> None:
     turn = (Rearrange("r c -> c r"),)
     rules = tuple(Rule(to=(n,), source=(n,), ops=turn if v.ndim > 1 else ()) for n, v in BASE.items())
     assert tags(content(lambda n, v: v.T), Mapping(rules=rules)) == {"transposed"}
+
+
+def test_halves_laid_out_the_other_way_round_are_fused_and_not_permuted() -> None:
+    swap = (Take(0, np.array([*range(24, 48), *range(24)])),)
+    rules = tuple(Rule(to=(n,), source=(n,), ops=swap if "gate" in n else ()) for n in BASE)
+    other = {n: np.roll(v, 24, axis=0) if "gate" in n else v for n, v in BASE.items()}
+    found = verdict(BASE, other, Mapping(rules=rules))
+    assert (found.class_, found.relations) == ("copied", ("fused",))
 
 
 def test_another_dtype_is_cast() -> None:
@@ -255,6 +267,34 @@ def test_a_base_without_its_clones_is_no_child_of_theirs() -> None:
     assert ("depth-pruned" in found.relations, found.direction) == (True, "b-to-a")
 
 
+def test_blocks_that_another_program_numbers_otherwise_are_neither_grown_nor_pruned() -> None:
+    def number(name: str) -> str:
+        head, _, rest = name.removeprefix("layers.").partition(".")
+        return f"blocks.{int(head) // 2}.{int(head) % 2}.{rest}" if name.startswith("layers.") else name
+
+    other, mapping = names_of(number)
+    for found in (verdict(BASE, other, mapping), verdict(other, BASE, mapping.inverse())):
+        assert (found.class_, found.relations, found.direction) == ("copied", ("renamed",), None)
+
+
+def test_unlike_blocks_that_are_numbered_from_the_other_end_are_not_reordered() -> None:
+    rng = np.random.default_rng(4)
+    blocks = {f"up.{i}.conv.weight": rng.standard_normal((24 + 8 * i, 40)).astype(np.float32) for i in range(5)}
+    other = {f"up.{4 - i}.conv.weight": blocks[f"up.{i}.conv.weight"] for i in range(5)}
+    rules = [Rule(to=(n,), source=(n,)) for n in BASE]
+    rules += [Rule(to=(f"up.{4 - i}.conv.weight",), source=(f"up.{i}.conv.weight",)) for i in range(5)]
+    found = verdict(BASE | blocks, BASE | other, Mapping(rules=tuple(rules)))
+    assert (found.class_, "layers-reordered" in found.relations) == ("copied", False)
+
+
+def test_the_shorter_one_of_two_stacks_is_seen_to_be_pruned() -> None:
+    short, mapping = layers([0, 2])
+    whole = {n.replace("layers", "encoder"): v for n, v in decoder(2).items() if "layers" in n}
+    rules = (*mapping.rules, *(Rule(to=(n,), source=(n,)) for n in whole))
+    found = verdict(BASE | whole, short | whole, Mapping(rules=rules, unmatched_source=mapping.unmatched_source))
+    assert ("depth-pruned" in found.relations, found.direction) == (True, "a-to-b")
+
+
 def test_swapped_layers_are_reordered() -> None:
     assert tags(*layers([0, 2, 1, 3])) == {"layers-reordered"}
 
@@ -285,6 +325,30 @@ def test_heads_that_were_cut_show_the_narrower_side_as_the_child_unless_the_othe
     repeated = {n: np.concatenate([v[:16], v[:16]]) if ".k." in n else v for n, v in BASE.items()}
     found = [verdict(a, half, Mapping(rules=tuple(rules))) for a in (BASE, repeated)]
     assert [f.direction for f in found] == ["a-to-b", None]
+
+
+def test_experts_that_stood_in_one_tensor_are_not_upcycled() -> None:
+    apart = experts(1, count=4)
+    one = {n: v for n, v in apart.items() if "experts" not in n}
+    rules = [Rule(to=(n,), source=(n,)) for n in one]
+    for i in range(LAYERS):
+        for word in ("up", "down"):
+            name = f"layers.{i}.experts.{word}"
+            names = tuple(f"layers.{i}.experts.{e}.{word}.weight" for e in range(4))
+            one[name] = np.stack([apart[n] for n in names])
+            rules.append(Rule(to=names, source=(name,), ops=(Unstack(0),)))
+    found = verdict(one, apart, Mapping(rules=tuple(rules)))
+    assert (found.class_, "expert-upcycled" in found.relations) == ("copied", False)
+
+
+def test_a_small_matrix_that_does_not_agree_hides_no_training_and_a_large_one_does() -> None:
+    rng = np.random.default_rng(2)
+    router, table = (rng.standard_normal((2, *shape)).astype(np.float32) for shape in ((12, WIDTH), (400, WIDTH)))
+    other = tuned(BASE, 2, 0.3)
+    assert "fine-tuned" in tags_of(
+        BASE | {"layers.0.router.weight": router[0]}, other | {"layers.0.router.weight": router[1]}
+    )
+    assert "fine-tuned" not in tags_of(BASE | {"table.weight": table[0]}, other | {"table.weight": table[1]})
 
 
 def test_experts_that_were_left_out_show_the_smaller_side_as_the_child() -> None:
