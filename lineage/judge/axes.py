@@ -351,11 +351,11 @@ def _main(shape: Shape, told: Set[int] = frozenset()) -> tuple[int, int] | None:
         return None
     # kernels come last (out, in, h, w) or first (h, w, in, out); heads in the middle are no kernel
     last, first = (0, 1), (len(shape) - 2, len(shape) - 1)
-    # of three axes the one in the middle belongs to both layouts
-    outer = ((last, last), (first, first)) if len(shape) > 3 else ((last, last[:1]), (first, first[1:]))
-    fitting = [axes for axes, places in outer if any(shape[at] in told and shape[at] > 1 for at in places)]
-    if len(fitting) == 1:
-        return fitting[0]
+    # what a convolution puts out stands at the end; of a transposed one, beside it, where no other layout has it too
+    for ends in ((0, -1), (1, -2))[: len(shape) - 2]:
+        fitting = [axes for axes, at in zip((last, first), ends, strict=True) if shape[at] > 1 and shape[at] in told]
+        if len(fitting) == 1:
+            return fitting[0]
     for axes, kernel in ((last, shape[2:]), (first, shape[:-2])):
         odd = len(shape) > 3 or kernel[0] % 2 == 1
         shorter = min(shape[axes[0]], shape[axes[1]])

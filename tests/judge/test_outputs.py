@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lineage.judge.align import Aligned, align
 from lineage.judge.axes import Axis, Shape, channel_axes, matrices
 from lineage.judge.outputs import chain_axes, recurrent_axes
-from tests.judge.networks import Arrays, changed, exact, verdict
-from tests.judge.open_nets import CHAIN, GATES, KINDS, UNITS, chains, convolutions, open_pairs, recurrent
+from tests.judge.networks import Arrays, by_name, changed, exact, memory, verdict
+from tests.judge.open_nets import CHAIN, CHANNELS, GATES, KINDS, UNITS, chains, convolutions, open_pairs, recurrent
 
 Shapes = dict[str, Shape]
 
@@ -55,6 +56,32 @@ def unit_by_unit(tensors: Arrays) -> Arrays:
 def moved(tensors: Arrays, seed: int, size: float = 0.3) -> Arrays:
     rng = np.random.default_rng(seed)
     return changed(tensors, lambda _, v: v + size * v.std() * rng.standard_normal(v.shape))
+
+
+def reordered(kind: str, tensors: Arrays, seed: int) -> Arrays:
+    """The network with the units of every layer in another order."""
+    rng, result = np.random.default_rng(seed), dict(tensors)
+
+    def move(rows: str, columns: str, length: int, gates: int = 1) -> None:
+        order = rng.permutation(length)
+        whole = np.concatenate([order + length * gate for gate in range(gates)])
+        for name in [n for n in result if n.startswith(rows)]:
+            result[name] = result[name][whole]
+        for name in columns.split():
+            result[name] = result[name][:, order]
+
+    if kind == "recurrent":
+        move("rnn", "rnn.weight_hh_l0 out.weight", UNITS, GATES)
+        return result
+    widths, at = (CHAIN, "net.{}.") if kind == "chains" else (CHANNELS, "conv{}.")
+    step = 2 if kind == "chains" else 1
+    for k, length in enumerate(widths[1:-1]):
+        move(at.format(step * k), at.format(step * (k + 1)) + "weight", length)
+    return result
+
+
+def alignment(one: Arrays, two: Arrays) -> Aligned | None:
+    return align(memory(one), memory(two), by_name(memory(one), memory(two)), seed=0, threads=1)
 
 
 # -- which axes
@@ -135,10 +162,24 @@ def test_vectors_say_nothing_where_a_name_holds_several_kernels() -> None:
     assert matrices({name: (shape, shape) for name, shape in shapes.items()})[0] == []
 
 
-@pytest.mark.parametrize(("shape", "axes"), [((64, 24, 48), (1, 2)), ((64, 1, 48), (1, 2)), ((48, 24, 64), (0, 1))])
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((64, 24, 48), (1, 2)),
+        ((64, 1, 48), (1, 2)),
+        ((48, 24, 64), (0, 1)),
+        ((24, 48, 8, 8), (0, 1)),
+        ((8, 8, 48, 24), (2, 3)),
+    ],
+)
 def test_kernels_may_come_first_or_last(shape: Shape, axes: tuple[int, int]) -> None:
     (matrix,) = matrices({"conv.kernel": (shape, shape), "conv.bias": ((48,), (48,))})[0]
     assert (matrix.axes, matrix.kernel) == (axes, 64)
+
+
+def test_a_kernel_as_long_as_its_channels_is_no_axis_of_them() -> None:
+    (matrix,) = matrices({"conv.weight": ((48, 24, 48, 1),) * 2, "conv.bias": ((48,), (48,))})[0]
+    assert (matrix.axes, matrix.kernel) == ((0, 1), 48)
 
 
 # -- relatives and strangers
@@ -154,6 +195,22 @@ def test_a_network_that_was_trained_on_is_found(kind: str, least: float) -> None
 def test_trained_strangers_are_tested_and_not_accused(kind: str) -> None:
     found = list(open_pairs(kind, 10))
     assert all(pair.final is not None and pair.final > -2 for pair in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_in_another_order_are_put_back_and_shown_by_a_matrix_that_took_no_part(kind: str) -> None:
+    base = KINDS[kind](1, seed=1)[0]
+    found = alignment(base, reordered(kind, moved(base, 2, 0.1), 3))
+    assert found is not None
+    assert (found.holds, found.tags) == (True, ("permuted",))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strangers_in_another_order_stay_strangers(kind: str) -> None:
+    nets = KINDS[kind](12, seed=4)
+    for at, (one, two) in enumerate(zip(nets[::2], nets[1::2], strict=True)):
+        found = alignment(one, reordered(kind, two, at))
+        assert found is None or not found.holds
 
 
 def test_strangers_with_units_sorted_by_size_are_not_accused() -> None:
