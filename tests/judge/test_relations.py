@@ -109,6 +109,16 @@ def test_other_names_are_renamed_and_not_identical() -> None:
     assert tags(*names_of(lambda name: f"model.{name}")) == {"renamed"}
 
 
+def test_equal_vectors_taken_for_each_other_are_not_renamed_and_unlike_ones_are() -> None:
+    one, two = np.random.default_rng(3).standard_normal((2, WIDTH)).astype(np.float32)
+    swap = {"short.bias": "norm.bias", "norm.bias": "short.bias"}
+    rules = (*(Rule(to=(n,), source=(n,)) for n in BASE), *(Rule(to=(n,), source=(o,)) for n, o in swap.items()))
+    both = BASE | {"norm.bias": one, "short.bias": one}
+    assert "renamed" not in verdict(both, both, Mapping(rules=rules)).relations
+    a, b = BASE | {"norm.bias": one, "short.bias": two}, BASE | {"norm.bias": two, "short.bias": one}
+    assert "renamed" in verdict(a, b, Mapping(rules=rules)).relations
+
+
 def test_other_layers_numbers_are_no_new_names() -> None:
     assert "renamed" not in tags(*layers([0, 2, 3]))
 

@@ -120,7 +120,7 @@ def _convolved(a: Checkpoint, b: Checkpoint, mapping: Mapping, common: Common, *
     if not places and hidden_axes(*matrices(common.shapes), lambda _: False):
         return None  # a network of blocks that nobody could take apart: its axes may be anything
     fit = fit_channels(Weights(common), common.shapes, seed=seed)
-    if fit is None or (fit.holds and not fit.traits()):
+    if fit is None or (fit.shown and not fit.disguised):
         return None
     made = fit.chains() if fit.holds else {}
     near = cosines(common, made, {})

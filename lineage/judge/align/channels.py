@@ -72,6 +72,8 @@ class ChannelFit(msgspec.Struct, frozen=True, kw_only=True):
     orders : for each kernel the orders of its two axes; None where nothing is known
     vectors : the order of each vector (biases, norms, running statistics)
     shown : kernels that took no part in any fit, after the orders found elsewhere
+    carried : mean cosine of those of them that an order which was found explains; 0.0 where there are none. What
+        stands as it stood (an embedding that was copied) says nothing of the orders
     """
 
     orders: dict[str, tuple[Order | None, Order | None]]
@@ -81,12 +83,26 @@ class ChannelFit(msgspec.Struct, frozen=True, kw_only=True):
     fits: tuple[Fitted, ...]
     shown: tuple[Shown, ...]
     cosine: float
+    carried: float
     floor: float
 
     @property
     def holds(self) -> bool:
         """Whether what took no part agrees."""
-        return self.cosine >= NEAR and holds(self.cosine, self.floor)
+        return min(self.cosine, self.carried) >= NEAR and holds(self.cosine, self.floor)
+
+    @property
+    def disguised(self) -> bool:
+        """Whether any order but the one that stood there was looked for and found, right or wrong."""
+        return bool(self._moved or self._cut)
+
+    @property
+    def _moved(self) -> list[Fitted]:
+        return [fit for fit in self.fits if fit.moved >= 2]
+
+    @property
+    def _cut(self) -> list[Fitted]:
+        return [fit for fit in self.fits if fit.family == "subset"]
 
     def chains(self) -> Chains:
         """Operations on each tensor."""
@@ -102,8 +118,7 @@ class ChannelFit(msgspec.Struct, frozen=True, kw_only=True):
         """Relations in words."""
         if not self.holds:
             return ()
-        moved = [fit for fit in self.fits if fit.moved >= 2]
-        cut = [fit for fit in self.fits if fit.family == "subset"]
+        moved, cut = self._moved, self._cut
         shown = (
             f"{len(self.shown)} kernels that took no part agree at cosine {self.cosine:.3f}, by chance {self.floor:.3f}"
         )
@@ -149,6 +164,7 @@ class _Search:
         self.orders: dict[str, tuple[Order | None, Order | None]] = {}
         self.fits: list[Fitted] = []
         self.shown: list[Shown] = []
+        self.carried: list[float] = []
         self.floor = 0.0
 
     def run(self, shapes: Mapping[str, tuple[Shape, Shape]]) -> ChannelFit:
@@ -166,7 +182,7 @@ class _Search:
             orders=self.orders, axes={n: k.axes for n, k in self.all.items()},
             lengths={n: k.lengths for n, k in self.all.items()}, vectors=dict(self._vectors(shapes)),
             fits=tuple(self.fits), shown=tuple(self.shown), cosine=float(np.mean(shown)) if shown else 0.0,
-            floor=self.floor,
+            carried=float(np.mean(self.carried)) if self.carried else 0.0, floor=self.floor,
         )  # fmt: skip
 
     def _rows(self, kernel: _Kernel, side: int, some: Order | None = None) -> Floats:
@@ -192,6 +208,8 @@ class _Search:
             self.sure.update(zip(kernel.lengths, pair, strict=True))
             a, b = self._rows(kernel, 0), self._rows(kernel, 1)
             self.shown.append(Shown(kernel.name, cosine(a[at[0]][:, at[1]], b), len(b)))
+            if any(k or one != two for k, (one, two) in zip(pair, kernel.lengths, strict=True)):
+                self.carried.append(self.shown[-1].cosine)
             self.floor = max(self.floor, abs(cosine(a[np.roll(at[0], 1)][:, np.roll(at[1], 1)], b)))
             self.orders[kernel.name] = (at[0], at[1])
             self.left.remove(kernel)

@@ -42,6 +42,9 @@ __all__ = [
 
 #: share of a hidden axis' units at their own index up to which they count as reordered
 REORDERED = 0.06
+#: relative difference of two vectors that are one to the eye (biases with equal gradients: 1e-6), and the longest
+#: vectors that are compared
+TWINS, LARGEST_VECTOR = 1e-3, 1 << 16
 _NUMBER = re.compile(r"\d+")
 
 
@@ -60,12 +63,22 @@ def renamed(material: Material) -> Finding | None:
     """Tensors that kept their values or their place under other names."""
     single = [pair for pair in material.pairs if len(pair.origins) == 1]
     moved = [pair for pair in single if pair.origins[0] != pair.name and not _same_place(pair)]
+    moved = [pair for pair in moved if pair.content or not _twins(material, pair)]
     return _of("renamed", len(moved), len(material.pairs), "tensors stand under other names", _example(moved))
 
 
 def _same_place(pair: Pair) -> bool:
     """True where only the layer's number differs: that is a matter of depth."""
     return _NUMBER.sub("{}", pair.origins[0]) == _NUMBER.sub("{}", pair.name)
+
+
+def _twins(material: Material, pair: Pair) -> bool:
+    """True for a vector whose namesake in A is as good as what it was matched to (biases that are added together)."""
+    one, two = (material.a.specs.get(name) for name in (pair.origins[0], pair.name))
+    if one is None or two is None or one.shape != two.shape or one.size > LARGEST_VECTOR:
+        return False
+    x, y = (material.a.read(spec.name, 0, spec.size).astype(float) for spec in (one, two))
+    return bool(((x - y) ** 2).sum() <= TWINS**2 * (x**2).sum())
 
 
 def fused(material: Material) -> Finding | None:
