@@ -86,16 +86,21 @@ def recurrent_axes(found: Sequence[Matrix], bound: Callable[[str], bool]) -> lis
             layers[matrix.path[:-1], matrix.b[side]].append(Member(matrix, side))
     axes: dict[tuple[str, int, int], list[Block]] = defaultdict(list)
     for (path, length), members in layers.items():
-        if any(m.matrix.kernel > 1 or m.matrix.a != m.matrix.b or bound(m.matrix.name) for m in members):
-            continue
         for gates in GATES:
             units = length // gates
             square = [m for m in members if length == gates * m.matrix.b[1 - m.side]]
+            if not square or len(members) < 2 or units < FEWEST_UNITS or not all(_plain(m, bound) for m in members):
+                continue
             told = {m for m in square if RECURRENT in roles.of(m.matrix.name)}
             reading = [m for m in members if m not in (told if 2 * len(told) == len(members) else square)]
-            if units >= FEWEST_UNITS and square and reading:
-                axes[template(path), units, gates] += [_gated(m, units, gates) for m in reading]
-    return [Axis("outputs", tuple(blocks), gates=gates) for (*_, gates), blocks in axes.items()]
+            axes[template(path), units, gates] += [_gated(m, units, gates) for m in reading]
+    return [Axis("outputs", tuple(blocks), gates=gates) for (*_, gates), blocks in axes.items() if blocks]
+
+
+def _plain(member: Member, bound: Callable[[str], bool]) -> bool:
+    """True for a matrix of one shape on both sides, without places, that no word binds to an index."""
+    matrix = member.matrix
+    return matrix.kernel == 1 and matrix.a == matrix.b and not bound(matrix.name)
 
 
 def _gated(member: Member, units: int, gates: int) -> Block:
