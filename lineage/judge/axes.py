@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -104,20 +104,23 @@ class Axis(msgspec.Struct, frozen=True, dict=True):
     ----------
     kind : `hidden`: members of a block are tested together, blocks are independent of each other;
         `channels`: each block holds one matrix, and all blocks may share their labels;
+        `outputs`: as `channels`, of one layer;
         `heads`, `experts`: as `hidden`, of units that are many rows each, or few in number
     note : what else people should know of the units
+    gates : parts of a matrix that seem to hold one row of each unit; some programs may store them unit by unit
     """
 
-    kind: Literal["hidden", "channels", "heads", "experts"]
+    kind: Literal["hidden", "channels", "outputs", "heads", "experts"]
     blocks: tuple[Block, ...]
     note: str = ""
+    gates: int = 1
 
     @cached_property
     def title(self) -> str:
         """What people read: where the units stand."""
         first = self.blocks[0]
         units = f"{first.a}" if first.a == first.b else f"{first.a} and {first.b}"
-        where = "channels" if self.kind == "channels" else template(first.path)
+        where = self.kind if self.kind in ("channels", "outputs") else template(first.path)
         return f"{where} ({units} {self.kind if self.kind in ('heads', 'experts') else 'units'}{self.note})"
 
 
@@ -146,21 +149,20 @@ def matrices(shapes: Mapping[str, tuple[Shape, Shape]]) -> tuple[list[Matrix], l
     kept = {name: pair for name, pair in shapes.items() if len(pair[0]) == len(pair[1])}
     kept = dict(_thinned(kept))
     stacks = _stacks({tuple(_PARTS.split(name)): pair[1] for name, pair in kept.items()})
-    found: list[Matrix] = []
-    others: list[tuple[Path, Shape]] = []
+    single: list[_Tensor] = []
     for name, (a, b) in kept.items():
         path = tuple(_PARTS.split(name))
         depths = [depth for depth in range(1, len(path)) if path[:depth] in stacks]
         if not depths or a[: len(depths)] != b[: len(depths)]:
-            _sort_in(name, (), path, a, b, found, others)
+            single.append(_Tensor(name, (), path, (a, b)))
             continue
         lead = b[: len(depths)]
         for index in _chosen(lead):
             parts = list(path)
             for place, depth in reversed(list(zip(index, depths, strict=True))):
                 parts.insert(depth, str(place))
-            _sort_in(name, index, tuple(parts), a[len(lead) :], b[len(lead) :], found, others)
-    return found, others
+            single.append(_Tensor(name, index, tuple(parts), (a[len(lead) :], b[len(lead) :])))
+    return _sorted_in(single)
 
 
 def hidden_axes(
@@ -302,33 +304,62 @@ def _block(path: Path, members: Sequence[Member]) -> Block | None:
     return Block(path, tuple(members), a, b)
 
 
-def _sort_in(
-    name: str, index: tuple[int, ...], path: Path, a: Shape, b: Shape, found: list[Matrix],
-    others: list[tuple[Path, Shape]],
-) -> None:  # fmt: skip
-    """Takes a tensor as a matrix where two of its axes can be told from a kernel's."""
-    axes = _main(b)
-    if axes is None or _main(a) != axes:
-        others.append((path, tuple(n for n in b if n > 1)))
-        return
-    shift = len(index)
-    one, two = axes
-    kernel = math.prod(b) // (b[one] * b[two])
-    found.append(Matrix(name, index, path, (one + shift, two + shift), (a[one], a[two]), (b[one], b[two]), kernel))
+class _Tensor(NamedTuple):
+    """A tensor, or its part at one `place` of a stack, with its shapes on both sides."""
+
+    name: str
+    place: tuple[int, ...]
+    path: Path
+    shapes: tuple[Shape, Shape]
 
 
-def _main(shape: Shape) -> tuple[int, int] | None:
-    """The two axes of a matrix or of a convolution's kernels (first or last in the shape), None for anything else."""
+def _sorted_in(tensors: Sequence[_Tensor]) -> tuple[list[Matrix], list[tuple[Path, Shape]]]:
+    """Takes tensors as matrices where two of their axes can be told from a kernel's."""
+    told: dict[tuple[Path, int], set[int]] = defaultdict(set)
+    kernels: Counter[Path] = Counter()
+    for tensor in tensors:
+        kernels[tensor.path[:-1]] += any(sum(n > 1 for n in shape) > 1 for shape in tensor.shapes)
+        for side, shape in enumerate(tensor.shapes):
+            long = [n for n in shape if n > 1]
+            if len(long) == 1:
+                told[tensor.path[:-1], side].add(long[0])
+    found: list[Matrix] = []
+    others: list[tuple[Path, Shape]] = []
+    for name, place, path, (a, b) in tensors:
+        # of several kernels under one name nobody says whose the vectors are
+        beside = [told[path[:-1], side] if kernels[path[:-1]] == 1 else set() for side in (0, 1)]
+        axes = _main(b, beside[1])
+        if axes is None or _main(a, beside[0]) != axes:
+            others.append((path, tuple(n for n in b if n > 1)))
+            continue
+        shift = len(place)
+        one, two = axes
+        kernel = math.prod(b) // (b[one] * b[two])
+        found.append(Matrix(name, place, path, (one + shift, two + shift), (a[one], a[two]), (b[one], b[two]), kernel))
+    return found, others
+
+
+def _main(shape: Shape, told: Set[int] = frozenset()) -> tuple[int, int] | None:
+    """The two axes of a matrix or of a convolution's kernels (first or last in the shape), None for anything else.
+
+    `told` are the lengths of vectors beside it: biases and norms, which only channels have.
+    """
     long = [at for at, n in enumerate(shape) if n > 1]
-    if len(long) == 2:
+    if len(long) == 2 and (len(shape) < 3 or long[1] == long[0] + 1):
         return long[0], long[1]
-    if len(shape) < 3 or len(long) < 3:
+    if len(shape) < 3 or len(long) < 2:
         return None
     # kernels come last (out, in, h, w) or first (h, w, in, out); heads in the middle are no kernel
-    for axes, kernel in (((0, 1), shape[2:]), ((len(shape) - 2, len(shape) - 1), shape[:-2])):
+    last, first = (0, 1), (len(shape) - 2, len(shape) - 1)
+    # what a convolution puts out stands at the end; of a transposed one, beside it, where no other layout has it too
+    for ends in ((0, -1), (1, -2))[: len(shape) - 2]:
+        fitting = [axes for axes, at in zip((last, first), ends, strict=True) if shape[at] > 1 and shape[at] in told]
+        if len(fitting) == 1:
+            return fitting[0]
+    for axes, kernel in ((last, shape[2:]), (first, shape[:-2])):
         odd = len(shape) > 3 or kernel[0] % 2 == 1
         shorter = min(shape[axes[0]], shape[axes[1]])
-        if max(kernel) <= KERNEL and odd and shorter > (1 if axes == (0, 1) else KERNEL):
+        if max(kernel) <= KERNEL and odd and shorter > (1 if axes == last else KERNEL):
             return axes
     return None
 

@@ -126,13 +126,17 @@ def _widths(material: Material, tags: dict[str, Finding]) -> Direction | None:
     if not wider:
         return None
     checkpoint, side = (material.common.b, 1) if wider == "b" else (material.common.a, 0)
+    seen = set()
     for name, shapes in material.common.shapes.items():
         if shapes[0] != shapes[1] and len(shapes[0]) == 2 and counters(name):
             axis = next(k for k in (0, 1) if shapes[0][k] != shapes[1][k])
             units = checkpoint.tensor(name) if shapes[side][0] * shapes[side][1] <= LARGEST else None
             if units is not None and not _distinct(np.moveaxis(units, axis, 0)):
                 return "b-to-a" if wider == "a" else "a-to-b"
-    for name in [name for name in material.asked(cut) if counters(name)][:MOST_CUT]:
+            if shapes[0][1 - axis] == shapes[1][1 - axis]:
+                seen.add(material.common.names(name)[0])
+    # where one axis is known to be cut the other one need not be looked at: its units may be too short to differ
+    for name in [name for name in material.asked(cut) if counters(name) and name not in seen][:MOST_CUT]:
         spec = material.a.specs[name]
         units = material.a.tensor(name).reshape(spec.shape[0], -1) if spec.size <= LARGEST else None
         if units is None or not (_distinct(units) and _distinct(units.T)):

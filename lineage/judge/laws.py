@@ -19,6 +19,7 @@ __all__ = [
     "log10_fixed_points",
     "log10_fixed_points_in_equal_groups",
     "log10_fixed_points_in_groups",
+    "log10_fixed_points_in_parts",
     "log10_fixed_points_together",
     "log10_order_kept",
     "log10_orders_kept_together",
@@ -154,6 +155,29 @@ def log10_fixed_points_in_equal_groups(units: Sequence[int], agreed: int) -> flo
     splits = {n for length in units for n in range(1, length + 1) if length % n == 0}
     bounds = [_coefficient([_log_grouped(n, math.gcd(n, groups)) for n in units], agreed) for groups in splits]
     return min(0.0, max(bounds) / LN10)
+
+
+def log10_fixed_points_in_parts(agreed: int, parts: int) -> float:
+    """Bound on the chance of `agreed` fixed points where units may be of so many kinds, all dealt by one permutation.
+
+    Returns
+    -------
+    log10 of parts / ceil(agreed / parts)!, capped at 0.0
+
+    Notes
+    -----
+    Null: a random permutation, or one for each kind of units, however these depend on each other (rows of a recurrent
+    layer's gates, of which nobody says whether they stand gate by gate or unit by unit). One of the kinds must have
+    its share of the fixed points, and P(F >= k) <= E[C(F, k)] <= 1/k! for each.
+
+    Examples
+    --------
+    >>> round(log10_fixed_points_in_parts(88, 4), 2), log10_fixed_points_in_parts(4, 4)
+    (-20.45, 0.0)
+    """
+    if agreed <= 0:
+        return 0.0
+    return min(0.0, (math.log(parts) - math.lgamma(math.ceil(agreed / parts) + 1)) / LN10)
 
 
 def log10_order_kept(units: int, kept: int) -> float:

@@ -34,6 +34,8 @@ WHOLE_ROWS, WHOLE_VALUES = 8, 4096
 FEWEST_ROWS, MOST_ROWS = 4, 4096
 #: matrices that are sampled at most: three a template, so that early and late layers both speak
 MOST_SAMPLES, EACH_TEMPLATE = 24, 3
+#: values that tell a causal mask from weights
+MOST_IDLE = 1 << 14
 #: a first axis shorter than this is taken for a stack, not for rows; so is one whose rows would be longer than any
 #: convolution's
 FEW_ROWS, LONGEST_ROW = 16, 1 << 16
@@ -175,12 +177,16 @@ class Material(msgspec.Struct, frozen=True, dict=True):
         total = self.b.parameters
         return sum(s.size for n, s in self.b.specs.items() if n in self._targets) / total if total else 0.0
 
-    @property
+    @cached_property
+    def covered(self) -> float:
+        """As `coverage`, of what may be weights: masks and counters that B alone stores count for nothing."""
+        left = [n for n in self.b.specs if n not in self._targets]
+        return 1.0 - _left(self.b, left)
+
+    @cached_property
     def used(self) -> float:
-        """Share of A's parameters that B's matched tensors are made of."""
-        total = self.a.parameters
-        left = sum(self.a.specs[n].size for n in self.mapping.unmatched_source if n in self.a.specs)
-        return 1.0 - left / total if total else 0.0
+        """Share of A's parameters that B's matched tensors are made of, masks and counters left out."""
+        return 1.0 - _left(self.a, [n for n in self.mapping.unmatched_source if n in self.a.specs])
 
     @cached_property
     def instances(self) -> list[Instance]:
@@ -232,6 +238,25 @@ class Material(msgspec.Struct, frozen=True, dict=True):
         window = _window(spec.shape, min(rows, SAMPLE_ROWS), np.random.default_rng([self.seed, spec.size % (1 << 31)]))
         a, b = (_rows(c, name, s.size, window, columns) for c, s in ((self.filled, other), (self.b, spec)))
         return Sample.of(name, a, b)
+
+
+def _left(checkpoint: Checkpoint, names: Sequence[str]) -> float:
+    """Share of a checkpoint's weights in these tensors, which nothing on the other side corresponds to."""
+    idle = {name for name in names if _idle(checkpoint, name)}
+    total = checkpoint.parameters - sum(checkpoint.specs[name].size for name in idle)
+    left = sum(checkpoint.specs[name].size for name in names if name not in idle)
+    return left / total if total else 0.0
+
+
+def _idle(checkpoint: Checkpoint, name: str) -> bool:
+    """True for what was never trained: integers and truth values, or a causal mask in any dtype."""
+    spec = checkpoint.specs[name]
+    if not _real(spec.dtype):
+        return True
+    # masks are stored as (1, 1, length, length); nothing else is read here, since there may be many tensors
+    if len(spec.shape) < 3 or spec.shape[0] != 1 or spec.shape[-1] != spec.shape[-2]:
+        return False
+    return len(np.unique(checkpoint.read(name, 0, min(spec.size, MOST_IDLE)))) <= 2
 
 
 def spread_names(names: Sequence[str]) -> list[str]:

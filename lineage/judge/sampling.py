@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lineage.checkpoint import Checkpoint
 from lineage.checkpoint.metered import Spent
-from lineage.judge.axes import FEWEST_UNITS, Block, Matrix, Member, Shape, template
+from lineage.judge.axes import FEWEST_UNITS, KERNEL, Block, Matrix, Member, Shape, template
 from lineage.judge.common import Common
-from lineage.judge.tables import banded, diagonal, sinusoidal, uniform
+from lineage.judge.tables import DIAGONAL, banded, diagonal, sinusoidal, uniform
 from lineage.match.units import normalised
 
 __all__ = ["Frame", "Units", "load_groups", "load_units", "read_units", "token_frames"]
@@ -32,6 +32,9 @@ MOST_FEATURES = 512
 MOST_ROWS, MOST_COLUMNS = 8, 128
 #: rows of the embeddings that make the token frame
 MOST_TOKENS = 256
+#: standard errors by which a diagonal must stand out where no negative control would see it: by chance once in 30,000
+#: matrices, and 14 units are enough to show an identity
+UNCONTROLLED = 4.0
 
 
 class Units(msgspec.Struct, frozen=True):
@@ -109,6 +112,7 @@ def load_units(
     *,
     seed: int,
     frames: Mapping[tuple[int, int], Frame] | None = None,
+    controlled: bool = True,
 ) -> tuple[Units, Units] | str | None:
     """The sampled units of a block on both sides.
 
@@ -116,6 +120,7 @@ def load_units(
     ----------
     share : units wanted
     frames : features are seen through these frames; None: as they stand
+    controlled : a negative control follows; else tables are suspected sooner
 
     Returns
     -------
@@ -133,11 +138,13 @@ def load_units(
             continue
         for side, parts, length in ((common.a, sides[0], block.a), (common.b, sides[1], block.b)):
             own = Member(member.of(int(side is common.b)), member.side)
+            first, end = member.start, member.start + length
+            part = slice(first + window.start, min(first + window.stop, end))
             try:
-                units = read_units(side, own, window, length=length, features=features)
+                units = read_units(side, own, part, length=end, features=features)
             except Spent:
                 return None  # no more bytes may be read: the blocks before this one are the sample
-            if _table(units, member, window.start, features):
+            if _table(units, member, window.start, features, DIAGONAL if controlled else UNCONTROLLED):
                 return f"{member.matrix.name} holds a table that anyone computes alike"
             if frame is not None:
                 units = units @ (frame.a if side is common.a else frame.b).T
@@ -308,14 +315,16 @@ def _numbered(matrix: Matrix) -> bool:
     return any(ch.isdigit() for part in matrix.path for ch in part)
 
 
-def _table(units: Floats, member: Member, start: int, features: NDArray[np.intp] | None) -> bool:
+def _table(units: Floats, member: Member, start: int, features: NDArray[np.intp] | None, errors: float) -> bool:
     """True where the units are written by rule, not by training."""
     matrix = member.matrix
     rows = np.arange(start, start + len(units))
     columns = np.arange(units.shape[1] // matrix.kernel) if features is None else features
     strongest = np.abs(units).reshape(len(units), -1, matrix.kernel).max(axis=2)
-    if diagonal(strongest, rows, columns, period=min(matrix.b)):
+    if diagonal(strongest, rows, columns, period=min(matrix.b), errors=errors):
         return True
+    if matrix.kernel > KERNEL and min(matrix.b) == 1:  # filters of one signal, which many banks are made to be
+        return sinusoidal(units.T) or banded(units) or uniform(units)
     if matrix.kernel > 1 or _numbered(matrix):
         return False
     return sinusoidal(units.T) or banded(units) or uniform(units)

@@ -19,6 +19,7 @@ from lineage.judge import laws
 from lineage.judge.axes import FEWEST_UNITS, Axis, Block, channel_axes, hidden_axes, matrices, template
 from lineage.judge.common import Common
 from lineage.judge.groups import expert_axes, head_axes, reordered
+from lineage.judge.outputs import chain_axes, recurrent_axes
 from lineage.judge.sampling import Frame, Units, load_groups, load_units, token_frames
 from lineage.match.units import Assignment, likeness, pair_units
 
@@ -83,7 +84,7 @@ class AxisTest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes
     ----------
     axis : where the units stand, for people
-    kind : `hidden`, `channels`, `heads` or `experts`
+    kind : `hidden`, `channels`, `outputs`, `heads` or `experts`
     frame : `""` as the features stand, `tokens` seen through the embeddings
     blocks : layers tested
     units : units matched
@@ -167,10 +168,11 @@ def significance(
     -----
     Hidden axes of all kinds and layers have labels of their own, so their laws are convolved; where features as
     they stand show nothing, the same units are seen through the embeddings (channels may have been permuted,
-    flipped, rotated or cut). Channels may share labels between tensors: the best of their tests counts, corrected
-    for their number. Heads and experts have labels of their own in every layer, too, but a disguise moves one kind
-    and leaves the other, so they are families of their own and not summed with neurons, which would drown them. The
-    best one of all families is the answer, corrected for their number (Bonferroni holds however they depend).
+    flipped, rotated or cut). Channels, and what a layer puts out, may share labels between tensors: the best of
+    their tests counts, corrected for their number. Heads and experts have labels of their own in every layer, too,
+    but a disguise moves one kind and leaves the other, so they are families of their own and not summed with
+    neurons, which would drown them. The best one of all families is the answer, corrected for their number
+    (Bonferroni holds however they depend).
 
     Heads of strangers are exchangeable unless slopes or windows go by their index, or one table of biases names the
     heads of all layers: there, mispaired layers agree as well, and the axis is void.
@@ -180,10 +182,13 @@ def significance(
     hidden = hidden_axes(found, others, names)
     share = {"rows": rows, "units": units, "blocks": blocks}
     tests, plain = _family(common, hidden, None, seed=seed, **share)
-    channels = [_channels(common, axis, seed=seed) for axis in channel_axes(found, hidden, names)]
-    tests += [test for test in channels if test is not None]
+    open_axes = [*channel_axes(found, hidden, names), *recurrent_axes(found, names)]
+    if not hidden:  # chains stand where nothing else does
+        open_axes += chain_axes(found, others, names)
+    shown = [test for axis in open_axes if (test := _channels(common, axis, seed=seed)) is not None]
+    tests += _void_together(shown)
     families = [] if plain is None else [plain]
-    valid = [test for test in tests if test.kind == "channels" and not test.void]
+    valid = [test for test in tests if test.kind in ("channels", "outputs") and not test.void]
     if valid:
         families.append(laws.corrected(min(t.log10_p for t in valid), math.log10(len(valid))))
     if hidden and (plain is None or plain > ENOUGH):
@@ -313,34 +318,44 @@ def _nothing(axis: Axis, void: str, through: bool) -> tuple[AxisTest, list[Count
 
 
 def _channels(common: Common, axis: Axis, *, seed: int) -> AxisTest | None:
-    """The best test on channels: one a matrix, since all of them may share their labels.
+    """The best test on channels, or on what a layer puts out: one a matrix, since all of them may share their labels.
 
     There is no negative control: every matrix of a network shares the labels of its channels, so no two of A and B
-    could be mispaired whose labels must not agree. Instead the matrices are searched for what binds channels to
-    their index: an identity, sinusoids, banks of filters, signs; any one voids the axis. Sizes of channels need no
-    guard: likeness does not see them.
+    could be mispaired whose labels must not agree; a layer's outputs are seen in two matrices. Instead the matrices
+    are searched for what binds channels to their index: an identity, sinusoids, banks of filters, signs; any one
+    voids the axis. Sizes of channels need no guard: likeness does not see them.
     """
     best: tuple[float, Counted, Block] | None = None
     void, tried = "", 0
     for block in axis.blocks:
-        loaded = load_units(common, block, MOST_UNITS, seed=seed)
+        loaded = load_units(common, block, MOST_UNITS, seed=seed, controlled=False)
         if isinstance(loaded, str):
             void = void or loaded
         elif loaded is not None:
             tried += 1
             count = _count(*loaded, seed)
-            grouped = block.members[0].matrix.kernel > 1
-            p = laws.log10_fixed_points_in_groups(count.fixed) if grouped else _together([count], 0.0)
+            if axis.gates > 1:
+                p = laws.log10_fixed_points_in_parts(count.fixed, axis.gates)
+            elif block.members[0].matrix.kernel > 1:
+                p = laws.log10_fixed_points_in_groups(count.fixed)
+            else:
+                p = _together([count], 0.0)
             if best is None or p < best[0]:
                 best = p, count, block
     if best is None:
         return _nothing(axis, void, False)[0] if void else None
     p, count, block = best
     return AxisTest(
-        axis=f"{axis.title} in {template(block.path)}", kind="channels", blocks=1, units=count.matched,
+        axis=f"{axis.title} in {template(block.path)}", kind=axis.kind, blocks=1, units=count.matched,
         fixed=count.fixed, ordered=count.ordered, likeness=count.likeness, log10_p=laws.corrected(p, math.log10(tried)),
         paired=count.paired, void=void, each=((".".join(block.path), count.fixed, count.matched),),
     )  # fmt: skip
+
+
+def _void_together(tests: Sequence[AxisTest]) -> list[AxisTest]:
+    """The tests; one table in a chain of layers binds what all of them put out."""
+    why = next((t.void for t in tests if t.kind == "outputs" and t.void), "")
+    return [msgspec.structs.replace(t, void=why) if why and t.kind == "outputs" else t for t in tests]
 
 
 def _together(counts: Sequence[Counted], log10_tries: float) -> float:

@@ -67,7 +67,12 @@ def sinusoidal(positions: Floats) -> bool:
 
 
 def diagonal(
-    units: Floats, rows: NDArray[np.intp] | None = None, columns: NDArray[np.intp] | None = None, *, period: int = 0
+    units: Floats,
+    rows: NDArray[np.intp] | None = None,
+    columns: NDArray[np.intp] | None = None,
+    *,
+    period: int = 0,
+    errors: float = DIAGONAL,
 ) -> bool:
     """True where unit i speaks mostly of feature i: an identity or Dirac initialisation shows through.
 
@@ -76,6 +81,7 @@ def diagonal(
     units : (units, features)
     rows, columns : index of each unit and of each feature on its axis; None: all of them, in order
     period : length after which a pattern wider than the other axis starts again; 0: the shorter side of `units`
+    errors : standard errors by which the diagonal must stand out
 
     Examples
     --------
@@ -94,7 +100,7 @@ def diagonal(
     below = (size[at] < size[at, place][:, None]).mean(axis=1)
     equal = (size[at] == size[at, place][:, None]).mean(axis=1)
     ranks = below + equal / 2
-    return bool((ranks.mean() - 0.5) * math.sqrt(12 * len(ranks)) > DIAGONAL)
+    return bool((ranks.mean() - 0.5) * math.sqrt(12 * len(ranks)) > errors)
 
 
 def banded(units: Floats) -> bool:

@@ -181,5 +181,11 @@ def test_large_strangers_are_told_before_anything_is_fitted(monkeypatch: pytest.
     assert worst(relative, a, disguises.everything(a, 5)) > 0.9999
 
 
+def test_networks_of_blocks_that_nobody_could_take_apart_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lineage.judge.align.alignment.anatomies", lambda shapes: [])
+    a = language_model(1)
+    assert aligned(a, disguises.neurons(a, 5)) is None
+
+
 def test_nothing_is_said_of_networks_without_a_common_space() -> None:
     assert aligned(language_model(1), disguises.convolutions(1)) is None

@@ -16,6 +16,7 @@ from tests.judge.nulls import (
     resampled_pairs,
     trained_pairs,
 )
+from tests.judge.open_nets import KINDS, Open, open_pairs
 
 
 def most(alpha: float, pairs: int) -> float:
@@ -23,7 +24,7 @@ def most(alpha: float, pairs: int) -> float:
     return alpha * pairs + 3 * math.sqrt(alpha * (1 - alpha) * pairs)
 
 
-def check(found: Sequence[Null] | Sequence[Kinds]) -> None:
+def check(found: Sequence[Null] | Sequence[Kinds] | Sequence[Open]) -> None:
     for alpha in (0.05, 0.01, 0.001):
         for values in zip(*[[value or 0.0 for value in null] for null in found], strict=True):
             assert sum(value <= math.log10(alpha) for value in values) <= most(alpha, len(found))
@@ -52,6 +53,12 @@ def test_a_thousand_trained_strangers_keep_to_the_nominal_tail() -> None:
 @pytest.mark.slow
 def test_heads_and_experts_of_a_thousand_trained_strangers_keep_to_the_nominal_tail() -> None:
     check(list(mixture_pairs(1000)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_thousand_trained_strangers_without_hidden_units_keep_to_the_nominal_tail(kind: str) -> None:
+    check(list(open_pairs(kind, 1000)))
 
 
 @pytest.mark.slow

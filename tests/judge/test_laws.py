@@ -12,6 +12,7 @@ from lineage.judge.laws import (
     log10_fixed_points,
     log10_fixed_points_in_equal_groups,
     log10_fixed_points_in_groups,
+    log10_fixed_points_in_parts,
     log10_fixed_points_together,
     log10_order_kept,
     log10_orders_kept_together,
@@ -147,3 +148,12 @@ def test_all_units_at_their_place_are_as_rare_as_the_likeliest_groups_allow() ->
 def test_grouped_blocks_of_many_layers_count_together() -> None:
     one, four = (log10_fixed_points_in_equal_groups([8] * n, 8 * n) for n in (1, 4))
     assert four == pytest.approx(4 * one, rel=1e-9)
+
+
+@pytest.mark.parametrize("parts", [3, 4])
+@pytest.mark.parametrize("units", [12, 40])
+def test_the_bound_on_parts_holds_for_one_permutation_and_for_parts_that_share_one(parts: int, units: int) -> None:
+    for agreed in range(1, units + 1):
+        bound = log10_fixed_points_in_parts(agreed, parts)
+        assert bound >= log10_fixed_points(units, agreed)
+        assert bound >= log10_fixed_points(math.ceil(units / parts), math.ceil(agreed / parts))

@@ -18,11 +18,11 @@ def square(seed: int) -> Arrays:
 
 
 def recurrent(seed: int) -> Arrays:
-    """Three recurrent layers with four gates."""
+    """Three recurrent layers with four gates, of which no name says which matrix reads the layer's own units."""
     rng = np.random.default_rng(seed)
     out: Arrays = {}
     for i in range(3):
-        for kind in ("ih", "hh"):
+        for kind in "wu":
             out[f"lstm.weight_{kind}_l{i}"] = (rng.standard_normal((4 * WIDTH, WIDTH)) * 0.1).astype(np.float32)
         out[f"lstm.bias_ih_l{i}"] = rng.standard_normal(4 * WIDTH).astype(np.float32)
     return out

@@ -15,8 +15,8 @@ from lineage.judge.relations.grids import find_grid
 from lineage.judge.relations.training import low_rank
 from lineage.judge.relations.values import diagonal_fit
 from lineage.layout.mapping import Mapping, Rule
-from lineage.layout.operations import Concat, Pad, Rearrange, Slice
-from tests.judge.networks import HIDDEN, LAYERS, WIDTH, Arrays, changed, decoder, tuned, verdict
+from lineage.layout.operations import Concat, Pad, Rearrange, Slice, Take, Unstack
+from tests.judge.networks import HIDDEN, LAYERS, WIDTH, Arrays, changed, decoder, experts, tuned, verdict
 
 Changer = Callable[[str, NDArray[Any]], NDArray[Any]]
 BASE = decoder(1)
@@ -92,6 +92,10 @@ def tags(other: Arrays, layout: Mapping | None = None, words: tuple[str, str] = 
     return set(verdict(BASE, other, layout, words=words).relations)
 
 
+def tags_of(one: Arrays, other: Arrays) -> set[str]:
+    return set(verdict(one, other).relations)
+
+
 def names_of(rename: Callable[[str], str]) -> tuple[Arrays, Mapping]:
     rules = tuple(Rule(to=(rename(n),), source=(n,)) for n in BASE)
     return {rename(n): v for n, v in BASE.items()}, Mapping(rules=rules)
@@ -103,6 +107,16 @@ def test_equal_files_are_identical() -> None:
 
 def test_other_names_are_renamed_and_not_identical() -> None:
     assert tags(*names_of(lambda name: f"model.{name}")) == {"renamed"}
+
+
+def test_equal_vectors_taken_for_each_other_are_not_renamed_and_unlike_ones_are() -> None:
+    one, two = np.random.default_rng(3).standard_normal((2, WIDTH)).astype(np.float32)
+    swap = {"short.bias": "norm.bias", "norm.bias": "short.bias"}
+    rules = (*(Rule(to=(n,), source=(n,)) for n in BASE), *(Rule(to=(n,), source=(o,)) for n, o in swap.items()))
+    both = BASE | {"norm.bias": one, "short.bias": one}
+    assert "renamed" not in verdict(both, both, Mapping(rules=rules)).relations
+    a, b = BASE | {"norm.bias": one, "short.bias": two}, BASE | {"norm.bias": two, "short.bias": one}
+    assert "renamed" in verdict(a, b, Mapping(rules=rules)).relations
 
 
 def test_other_layers_numbers_are_no_new_names() -> None:
@@ -125,6 +139,14 @@ def test_turned_matrices_are_transposed_and_not_fused() -> None:
     assert tags(content(lambda n, v: v.T), Mapping(rules=rules)) == {"transposed"}
 
 
+def test_halves_laid_out_the_other_way_round_are_fused_and_not_permuted() -> None:
+    swap = (Take(0, np.array([*range(24, 48), *range(24)])),)
+    rules = tuple(Rule(to=(n,), source=(n,), ops=swap if "gate" in n else ()) for n in BASE)
+    other = {n: np.roll(v, 24, axis=0) if "gate" in n else v for n, v in BASE.items()}
+    found = verdict(BASE, other, Mapping(rules=rules))
+    assert (found.class_, found.relations) == ("copied", ("fused",))
+
+
 def test_another_dtype_is_cast() -> None:
     assert tags(BASE, words=("F32", "F16")) == {"cast"}
 
@@ -140,6 +162,16 @@ def test_values_on_a_lattice_are_quantized(bits: int, block: int, word: str) -> 
     assert "quantized" in found.relations
     assert "fine-tuned" not in found.relations
     assert found.direction == "a-to-b"
+
+
+def test_rows_too_short_to_show_a_lattice_have_no_vote() -> None:
+    rng = np.random.default_rng(3)
+    short = {f"layers.{i}.conv.weight": rng.standard_normal((88, 1, 4)).astype(np.float32) for i in range(LAYERS)}
+    for word in ("step", "mix"):
+        short |= {f"layers.{i}.{word}.weight": rng.standard_normal((88, 5)).astype(np.float32) for i in range(LAYERS)}
+    coarse = {n: v + 1e-3 * rng.standard_normal(v.shape).astype(np.float32) for n, v in short.items()}
+    found = verdict(BASE | short, rounded(8, 0) | coarse)
+    assert ("quantized" in found.relations, found.direction) == (True, "a-to-b")
 
 
 def test_a_lattice_by_columns_is_quantized_too() -> None:
@@ -245,6 +277,34 @@ def test_a_base_without_its_clones_is_no_child_of_theirs() -> None:
     assert ("depth-pruned" in found.relations, found.direction) == (True, "b-to-a")
 
 
+def test_blocks_that_another_program_numbers_otherwise_are_neither_grown_nor_pruned() -> None:
+    def number(name: str) -> str:
+        head, _, rest = name.removeprefix("layers.").partition(".")
+        return f"blocks.{int(head) // 2}.{int(head) % 2}.{rest}" if name.startswith("layers.") else name
+
+    other, mapping = names_of(number)
+    for found in (verdict(BASE, other, mapping), verdict(other, BASE, mapping.inverse())):
+        assert (found.class_, found.relations, found.direction) == ("copied", ("renamed",), None)
+
+
+def test_unlike_blocks_that_are_numbered_from_the_other_end_are_not_reordered() -> None:
+    rng = np.random.default_rng(4)
+    blocks = {f"up.{i}.conv.weight": rng.standard_normal((24 + 8 * i, 40)).astype(np.float32) for i in range(5)}
+    other = {f"up.{4 - i}.conv.weight": blocks[f"up.{i}.conv.weight"] for i in range(5)}
+    rules = [Rule(to=(n,), source=(n,)) for n in BASE]
+    rules += [Rule(to=(f"up.{4 - i}.conv.weight",), source=(f"up.{i}.conv.weight",)) for i in range(5)]
+    found = verdict(BASE | blocks, BASE | other, Mapping(rules=tuple(rules)))
+    assert (found.class_, "layers-reordered" in found.relations) == ("copied", False)
+
+
+def test_the_shorter_one_of_two_stacks_is_seen_to_be_pruned() -> None:
+    short, mapping = layers([0, 2])
+    whole = {n.replace("layers", "encoder"): v for n, v in decoder(2).items() if "layers" in n}
+    rules = (*mapping.rules, *(Rule(to=(n,), source=(n,)) for n in whole))
+    found = verdict(BASE | whole, short | whole, Mapping(rules=rules, unmatched_source=mapping.unmatched_source))
+    assert ("depth-pruned" in found.relations, found.direction) == (True, "a-to-b")
+
+
 def test_swapped_layers_are_reordered() -> None:
     assert tags(*layers([0, 2, 1, 3])) == {"layers-reordered"}
 
@@ -275,6 +335,40 @@ def test_heads_that_were_cut_show_the_narrower_side_as_the_child_unless_the_othe
     repeated = {n: np.concatenate([v[:16], v[:16]]) if ".k." in n else v for n, v in BASE.items()}
     found = [verdict(a, half, Mapping(rules=tuple(rules))) for a in (BASE, repeated)]
     assert [f.direction for f in found] == ["a-to-b", None]
+
+
+def test_experts_that_stood_in_one_tensor_are_not_upcycled() -> None:
+    apart = experts(1, count=4)
+    one = {n: v for n, v in apart.items() if "experts" not in n}
+    rules = [Rule(to=(n,), source=(n,)) for n in one]
+    for i in range(LAYERS):
+        for word in ("up", "down"):
+            name = f"layers.{i}.experts.{word}"
+            names = tuple(f"layers.{i}.experts.{e}.{word}.weight" for e in range(4))
+            one[name] = np.stack([apart[n] for n in names])
+            rules.append(Rule(to=names, source=(name,), ops=(Unstack(0),)))
+    found = verdict(one, apart, Mapping(rules=tuple(rules)))
+    assert (found.class_, "expert-upcycled" in found.relations) == ("copied", False)
+
+
+def test_a_small_matrix_that_does_not_agree_hides_no_training_and_a_large_one_does() -> None:
+    rng = np.random.default_rng(2)
+    router, table = (rng.standard_normal((2, *shape)).astype(np.float32) for shape in ((12, WIDTH), (400, WIDTH)))
+    other = tuned(BASE, 2, 0.3)
+    assert "fine-tuned" in tags_of(
+        BASE | {"layers.0.router.weight": router[0]}, other | {"layers.0.router.weight": router[1]}
+    )
+    assert "fine-tuned" not in tags_of(BASE | {"table.weight": table[0]}, other | {"table.weight": table[1]})
+
+
+def test_experts_that_were_left_out_show_the_smaller_side_as_the_child() -> None:
+    whole = experts(1, count=4)
+    rules = [Rule(to=(n,), source=(n.replace("experts.1", "experts.2"),)) for n in whole if ".experts." in n]
+    kept = [rule for rule in rules if "experts.0" in rule.to[0] or "experts.1" in rule.to[0]]
+    routers = [n for n in whole if "router" in n]
+    some = {rule.to[0]: whole[rule.source[0]] for rule in kept} | {n: whole[n][[0, 2]] for n in routers}
+    kept += [Rule(to=(n,), source=(n,), ops=(Take(0, np.array([0, 2])),)) for n in routers]
+    assert verdict(whole, some, Mapping(rules=tuple(kept))).direction == "a-to-b"
 
 
 def test_new_rows_of_the_embedding_extend_the_vocabulary() -> None:

@@ -108,6 +108,12 @@ def test_tables_that_anyone_computes_accuse_nobody() -> None:
     assert verdict(decoder(1) | tables, decoder(2) | tables).related is False
 
 
+def test_a_mask_that_one_side_alone_stores_makes_a_copy_no_less_one() -> None:
+    base = decoder(1)
+    masks = {f"layers.{i}.attn.bias": np.tril(np.ones((1, 1, 64, 64), np.float32)) for i in range(LAYERS)}
+    assert verdict(base | masks, base).class_ == verdict(base, base | masks).class_ == "copied"
+
+
 def test_layers_without_half_of_their_heads_are_no_copy() -> None:
     base = decoder(1)
     half = {n: v[:, :16] if ".o." in n else v[:16] if "attn" in n else v for n, v in base.items()}

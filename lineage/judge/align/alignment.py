@@ -15,6 +15,7 @@ from lineage.judge.align.refined import cosines, refined
 from lineage.judge.align.stack import StackFit, fit_stack
 from lineage.judge.align.traits import fitted, traits
 from lineage.judge.align.weights import Weights, cosine
+from lineage.judge.axes import hidden_axes, matrices
 from lineage.judge.common import Common, common_layout
 from lineage.layout.mapping import Mapping
 
@@ -114,9 +115,12 @@ def _aligned(
 
 
 def _convolved(a: Checkpoint, b: Checkpoint, mapping: Mapping, common: Common, *, seed: int) -> Aligned | None:
-    """The alignment of a stack of convolutions."""
+    """The alignment of a stack of convolutions, or of a network whose units are all outputs of a layer."""
+    places = any(sum(n > 1 for n in shape) > 2 for _, shape in common.shapes.values())
+    if not places and hidden_axes(*matrices(common.shapes), lambda _: False):
+        return None  # a network of blocks that nobody could take apart: its axes may be anything
     fit = fit_channels(Weights(common), common.shapes, seed=seed)
-    if fit is None or (fit.holds and not fit.traits()):
+    if fit is None or (fit.shown and not fit.disguised):
         return None
     made = fit.chains() if fit.holds else {}
     near = cosines(common, made, {})

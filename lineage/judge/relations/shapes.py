@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from lineage.judge.material import ALIKE, Material, Pair, counters
 from lineage.judge.relations.finding import Finding
@@ -17,10 +18,10 @@ from lineage.layout.operations import (
     Rearrange,
     Slice,
     Split,
-    Stack,
     Take,
     Unstack,
 )
+from lineage.layout.operations import Stack as Piled
 
 __all__ = [
     "cast",
@@ -41,6 +42,9 @@ __all__ = [
 
 #: share of a hidden axis' units at their own index up to which they count as reordered
 REORDERED = 0.06
+#: relative difference of two vectors that are one to the eye (biases with equal gradients: 1e-6), and the longest
+#: vectors that are compared
+TWINS, LARGEST_VECTOR = 1e-3, 1 << 16
 _NUMBER = re.compile(r"\d+")
 
 
@@ -59,12 +63,22 @@ def renamed(material: Material) -> Finding | None:
     """Tensors that kept their values or their place under other names."""
     single = [pair for pair in material.pairs if len(pair.origins) == 1]
     moved = [pair for pair in single if pair.origins[0] != pair.name and not _same_place(pair)]
+    moved = [pair for pair in moved if pair.content or not _twins(material, pair)]
     return _of("renamed", len(moved), len(material.pairs), "tensors stand under other names", _example(moved))
 
 
 def _same_place(pair: Pair) -> bool:
     """True where only the layer's number differs: that is a matter of depth."""
     return _NUMBER.sub("{}", pair.origins[0]) == _NUMBER.sub("{}", pair.name)
+
+
+def _twins(material: Material, pair: Pair) -> bool:
+    """True for a vector whose namesake in A is as good as what it was matched to (biases that are added together)."""
+    one, two = (material.a.specs.get(name) for name in (pair.origins[0], pair.name))
+    if one is None or two is None or one.shape != two.shape or one.size > LARGEST_VECTOR:
+        return False
+    x, y = (material.a.read(spec.name, 0, spec.size).astype(float) for spec in (one, two))
+    return bool(((x - y) ** 2).sum() <= TWINS**2 * (x**2).sum())
 
 
 def fused(material: Material) -> Finding | None:
@@ -140,26 +154,64 @@ def depth_grown(material: Material) -> Finding | None:
 
 
 def _depth(material: Material, tag: str) -> Finding | None:
-    layers_a, layers_b, pairs = _layers(material)
-    if not pairs or len(layers_a) == len(layers_b) or (len(layers_b) < len(layers_a)) != (tag == "depth-pruned"):
-        return None
-    order = ", ".join(str(a) for _, a in sorted(pairs))
-    return Finding(
-        tag, 1.0, f"B has {len(layers_b)} layers and A {len(layers_a)}; B's matched layers are A's layers {order}"
-    )
+    """The first stack with more or fewer layers in B, of which one has nothing on the other side."""
+    for stack in material.asked(_stacks):
+        more, fewer = (stack.a, stack.b) if tag == "depth-pruned" else (stack.b, stack.a)
+        if len(more) <= len(fewer) or not _alone(material, stack, tag):
+            continue
+        order = ", ".join(str(a) for _, a in stack.pairs)
+        text = f"B has {len(stack.b)} layers and A {len(stack.a)}; B's matched layers are A's layers {order}"
+        return Finding(tag, 1.0, text)
+    return None
+
+
+def _alone(material: Material, stack: Stack, tag: str) -> bool:
+    """True where tensors of the longer side's layers have none of their own on the other one.
+
+    Another count alone says nothing: programs number the blocks of one network differently.
+    """
+    if tag == "depth-pruned":
+        checkpoint, name, left = material.a, stack.name_a, material.mapping.unmatched_source
+        taken = [n for i in material.instances for n in i.target_names if _stack(n)[0] == stack.name_b]
+    else:
+        checkpoint, name, left = material.b, stack.name_b, material.mapping.unmatched_target
+        taken = [str(p.origins) for p in material.content if _kept(p) and _stack(p.name)[0] == name]
+    if len(set(taken)) < len(taken):  # two layers are one
+        return True
+    layers = stack.a.difference(a for _, a in stack.pairs) if tag == "depth-pruned" else stack.b
+    places = [_stack(n) for n in left if n in checkpoint.specs and len(checkpoint.specs[n].shape) > 1]
+    return any(place == name and number in layers for place, number in places)
 
 
 def layers_reordered(material: Material) -> Finding | None:
-    """A's layers in another order."""
-    layers_a, layers_b, pairs = _layers(material)
-    order = [a for _, a in sorted(pairs)]
-    if len(layers_a) != len(layers_b) or order == sorted(order) or len(set(order)) < len(order):
-        return None
-    return Finding("layers-reordered", 1.0, f"B's layers are A's layers {', '.join(map(str, order))}")
+    """A's layers in another order, where each is built like the others: else their numbers are mere names."""
+    for stack in material.asked(_stacks):
+        order = [a for _, a in stack.pairs]
+        if len(stack.a) != len(stack.b) or order == sorted(order) or len(set(order)) < len(order):
+            continue
+        if len({_build(material, stack.name_b, b) for b, _ in stack.pairs}) == 1:
+            return Finding("layers-reordered", 1.0, f"B's layers are A's layers {', '.join(map(str, order))}")
+    return None
 
 
-def _layers(material: Material) -> tuple[set[int], set[int], list[tuple[int, int]]]:
-    """Numbers of the layers of the longest stack, A's and B's, and which layer of B is which of A."""
+def _build(material: Material, name: str, layer: int) -> frozenset[tuple[str, tuple[int, ...]]]:
+    """What a layer of B is made of: its tensors' names without the number, and their shapes."""
+    at, specs = len(name) + 1, material.b.specs.items()
+    return frozenset((_NUMBER.sub("", n[at:], count=1), s.shape) for n, s in specs if _stack(n) == (name, layer))
+
+
+class Stack(NamedTuple):
+    """Layers of A and of B under one name each; `pairs` says which layer of B is which of A, in B's order."""
+
+    name_a: str
+    name_b: str
+    a: frozenset[int]
+    b: frozenset[int]
+    pairs: list[tuple[int, int]]
+
+
+def _stacks(material: Material) -> list[Stack]:
+    """The stacks of B, each beside that of A which it holds most of; the longest first."""
     votes: dict[tuple[str, str], dict[int, dict[int, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     for pair in material.content:
         if not _kept(pair) or len(pair.origins) != 1:
@@ -168,13 +220,18 @@ def _layers(material: Material) -> tuple[set[int], set[int], list[tuple[int, int
         stack_b, layer_b = _stack(pair.name)
         if layer_a is not None and layer_b is not None:
             votes[stack_a, stack_b][layer_b][layer_a] += pair.size
-    if not votes:
-        return set(), set(), []
-    (stack_a, stack_b), chosen = max(votes.items(), key=lambda item: len(item[1]))
-    pairs = [(b, max(seen, key=lambda a: seen[a])) for b, seen in chosen.items()]
-    numbers = ((material.a, stack_a), (material.b, stack_b))
-    all_a, all_b = ({n for s, n in map(_stack, c.specs) if s == stack and n is not None} for c, stack in numbers)
-    return all_a, all_b, pairs
+    best: dict[str, tuple[int, str]] = {}
+    for (stack_a, stack_b), seen in votes.items():
+        size = sum(sum(of.values()) for of in seen.values())
+        best[stack_b] = max(best.get(stack_b, (0, "")), (size, stack_a))
+    stacks = []
+    for stack_b, (_, stack_a) in best.items():
+        chosen = votes[stack_a, stack_b]
+        pairs = sorted((b, max(of, key=lambda a, of=of: of[a])) for b, of in chosen.items())  # type: ignore[misc]
+        numbers = ((material.a, stack_a), (material.b, stack_b))
+        a, b = (frozenset(n for s, n in map(_stack, c.specs) if s == name and n is not None) for c, name in numbers)
+        stacks.append(Stack(stack_a, stack_b, a, b, pairs))
+    return sorted(stacks, key=lambda stack: -len(stack.pairs))
 
 
 def _stack(name: str) -> tuple[str, int | None]:
@@ -281,7 +338,8 @@ def expert_upcycled(material: Material) -> Finding | None:
         numbers = counters(pair.name)
         if len(numbers) < 2 or not _kept(pair) or len(pair.origins) != 1:
             continue
-        if len(counters(pair.origins[0])) < len(numbers):
+        # a tensor that holds all experts is larger than any of them
+        if len(counters(pair.origins[0])) < len(numbers) and material.a.specs[pair.origins[0]].size == pair.size:
             uses[pair.origins, numbers[0]].add(pair.name)
     clones = [names for names in uses.values() if len(names) > 1]
     if clones:
@@ -334,7 +392,9 @@ def _relays(op: Operation) -> bool:
     """True for operations that join, cut or interleave; turning a matrix round is none of them, nor is padding."""
     if isinstance(op, Rearrange):
         return not _turns(op)
-    return isinstance(op, (Concat, Split, Stack, Unstack, Slice)) and not isinstance(op, Pad)
+    if isinstance(op, Take):
+        return _halves_swapped(op)
+    return isinstance(op, (Concat, Split, Piled, Unstack, Slice)) and not isinstance(op, Pad)
 
 
 def _turns(op: Rearrange) -> bool:
@@ -360,9 +420,16 @@ def _outer_turns(op: Rearrange) -> bool:
 
 
 def _reorders(op: Take) -> bool:
-    """True where the indices are no plain ascending selection."""
+    """True where the indices are no plain ascending selection; two halves may be laid out either way round."""
     indices = op.places
-    return bool((indices[1:] < indices[:-1]).any())
+    return bool((indices[1:] < indices[:-1]).any()) and not _halves_swapped(op)
+
+
+def _halves_swapped(op: Take) -> bool:
+    """True where the second half of an axis comes first (scale before shift, gate before up)."""
+    indices = op.places
+    half = len(indices) // 2
+    return half > 0 and indices.tolist() == [*range(half, 2 * half), *range(half)]
 
 
 def _of(tag: str, count: int, total: int, what: str, example: str = "") -> Finding | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ Floats = NDArray[np.floating[Any]]
 MOST = 0.8
 #: elements of a matrix up to which its columns are looked at, too
 TURNED = 1 << 20
+#: values of a row, and of a matrix, from which it shows a grid of its own: one in eight is a code up to 16 of 127
+SHORTEST, SMALLEST = 24, 512
 #: exact zeros beyond A's that count as pruning; trained weights in bf16 have below 0.001
 SPARSE = 0.05
 #: white noise: relative size alike in all matrices (largest over smallest; zoo: noise 1.04, tuning 2.8 and more; eleven
@@ -105,16 +108,25 @@ def _on_grids(
     mine: Callable[[str], list[tuple[Checkpoint, str]]],
     other: Callable[[str], list[tuple[Checkpoint, str]]],
 ) -> list[Gridded]:
-    """Each side is looked at as it is stored, for blocks run along its own rows or columns."""
-    names = material.sampled
+    """Each side is looked at as it is stored, for blocks run along its own rows or columns.
+
+    What is too short to show a grid of its own has no vote.
+    """
+    names = [name for name in material.sampled if _room(mine(name))]
     hits: list[Gridded] = []
     for at, name in enumerate(names):
-        if at - len(hits) > (1 - MOST) * len(names):
+        if len(hits) + len(names) - at < MOST * len(names):
             return []
         found = _on_grid(mine(name))
         if found is not None and _on_grid(other(name)) is None:
             hits.append(Gridded(name, *found))
     return hits if len(hits) >= MOST * len(names) else []
+
+
+def _room(tensors: list[tuple[Checkpoint, str]]) -> bool:
+    """True where these tensors, and their rows, are long enough to show a grid."""
+    shapes = [unstacked(checkpoint.specs[name].shape) for checkpoint, name in tensors]
+    return all(math.prod(shape[1:]) >= SHORTEST and math.prod(shape) >= SMALLEST for shape in shapes)
 
 
 def _on_grid(tensors: list[tuple[Checkpoint, str]]) -> tuple[Grid, bool] | None:
