@@ -111,16 +111,17 @@ def stored(a: Values, b: Values, *, threads: int, known: Sequence[Pair] | None =
 
     Notes
     -----
-    Of several that hold, the one that certifies most elements; of equals, what all of them say.
+    Of several that hold, the one that certifies most elements, and of those the one with the fewest sizes that values
+    had to tell (a reordering of pairs inside heads of two is none); of equals, what all of them say.
     """
-    found: list[tuple[int, Stored]] = []
+    found: list[tuple[tuple[int, int], Stored]] = []
     for offer in _offers(a.checkpoint, b.checkpoint, pairs() if known is None else known):
-        laid = offer.layout.laid(_told_by_values(offer, a, b))
-        kept = _kept(offer.matches(laid), a, b, threads=threads)
+        told = _told_by_values(offer, a, b)
+        kept = _kept(offer.matches(offer.layout.laid(told)), a, b, threads=threads)
         if kept:
             weight = sum(_elements(c.match, b.checkpoint) for c in kept if c.match.certified)
-            found.append((weight, Stored(offer.fit.pair.name, kept)))
-    most = max((weight for weight, _ in found), default=0)
+            found.append(((weight, -len(told)), Stored(offer.fit.pair.name, kept)))
+    most = max((weight for weight, _ in found), default=(0, 0))
     best = [one for weight, one in found if weight == most]
     if len(best) < 2:
         return best[0] if best else None

@@ -5,9 +5,11 @@ Each table is written from the converter that the layout's file names, not from 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -56,6 +58,91 @@ def test_rows_of_queries_and_keys_are_reordered_head_by_head(
     )  # fmt: skip
     other["model.norm.weight"] = other.pop("norm.weight")
     prove(tmp_path, "llama-meta-transformers", meta, other, sizes={"d": head // 2})
+
+
+def decoder(layers: int, heads: int, kv: int, head: int, ffn: int, *more: str) -> Shapes:
+    """A language model of transformers without an MLP; `more` are tensors of the attention as wide as queries, keys and
+    values (`bias`), also as outputs (`o_proj.bias`), or as a head (`norm`)."""
+    width = heads * head
+    shapes: Shapes = {"model.embed_tokens.weight": (64, width), "lm_head.weight": (64, width)}
+    shapes["model.norm.weight"] = (width,)
+    for i in range(layers):
+        at = f"model.layers.{i}."
+        rows = {"q": width, "k": kv * head, "v": kv * head, "o": width}
+        shapes |= {f"{at}self_attn.{n}_proj.weight": (rows[n], width) for n in rows}
+        shapes |= {f"{at}self_attn.{n}_proj.bias": (rows[n],) for n in "qkv" if "bias" in more}
+        shapes |= {f"{at}self_attn.o_proj.bias": (width,) for _ in [0] if "o_proj.bias" in more}
+        shapes |= {f"{at}self_attn.{n}_norm.weight": (head,) for n in "qk" if "norm" in more}
+        shapes |= {f"{at}{n}_layernorm.weight": (width,) for n in ("input", "post_attention")}
+    return shapes
+
+
+def gated(at: str, width: int, ffn: int, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Shapes:
+    """An MLP with a gate."""
+    gate, up, down = (f"{at}.{name}.weight" for name in names)
+    return {gate: (ffn, width), up: (ffn, width), down: (width, ffn)}
+
+
+def as_gguf(a: Tensors, arch: gguf.MODEL_ARCH, layers: int) -> Tensors:
+    """Names that the GGUF library gives, experts stacked as its converter does it."""
+    names = gguf.get_tensor_name_map(arch, layers)
+    experts: dict[str, list[NDArray[Any]]] = {}
+    for name in sorted(a, key=lambda n: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", n)]):
+        whole = re.sub(r"\.experts\.\d+\.", ".experts.", name)
+        made = names.get_name(whole, try_suffixes=(".weight", ".bias"))
+        assert made is not None, whole
+        experts.setdefault(made, []).append(a[name])
+    return {n: np.stack(parts) if "_exps." in n else parts[0] for n, parts in experts.items()}
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "kv", "head", "experts", "more"),
+    [(2, 4, 4, 8, 0, ()), (3, 6, 2, 16, 0, ("bias", "o_proj.bias")), (2, 4, 2, 16, 4, ())],
+    ids=["full", "grouped", "experts"],
+)
+def test_rows_of_queries_and_keys_go_back_to_pairs(
+    tmp_path: Path, layers: int, heads: int, kv: int, head: int, experts: int, more: tuple[str, ...]
+) -> None:
+    shapes = decoder(layers, heads, kv, head, 80, *more)
+    for i in range(layers):
+        at = f"model.layers.{i}."
+        shapes |= {} if experts else gated(at + "mlp", heads * head, 80)
+        shapes |= {at + "block_sparse_moe.gate.weight": (experts, heads * head)} if experts else {}
+        for e in range(experts):
+            shapes |= gated(f"{at}block_sparse_moe.experts.{e}", heads * head, 80, ("w1", "w3", "w2"))
+    a = filled(shapes)
+
+    def permuted(x: NDArray[Any], heads: int) -> NDArray[Any]:
+        return x.reshape(heads, 2, len(x) // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+    changed = {n: permuted(x, heads if ".q_" in n else kv) if ".q_" in n or ".k_" in n else x for n, x in a.items()}
+    b = as_gguf(changed, gguf.MODEL_ARCH.LLAMA, layers)
+    prove(tmp_path, "llama-transformers-gguf", a, b, sizes={"d": head // 2})
+
+
+@pytest.mark.parametrize(
+    ("layers", "heads", "kv", "head", "experts", "more", "arch"),
+    [
+        (2, 4, 4, 8, 0, ("bias",), "QWEN2"),
+        (3, 6, 2, 16, 0, ("norm",), "QWEN3"),
+        (2, 4, 2, 8, 6, ("bias",), "QWEN2MOE"),
+        (3, 4, 2, 16, 4, ("norm",), "QWEN3MOE"),
+    ],
+)
+def test_rows_of_queries_and_keys_stay_where_the_program_pairs_halves(
+    tmp_path: Path, layers: int, heads: int, kv: int, head: int, experts: int, more: tuple[str, ...], arch: str
+) -> None:
+    width = heads * head
+    shapes = decoder(layers, heads, kv, head, 80, *more)
+    for i in range(layers):
+        at = f"model.layers.{i}.mlp"
+        shapes |= {f"{at}.gate.weight": (experts, width)} if experts else gated(at, width, 80)
+        for e in range(experts):
+            shapes |= gated(f"{at}.experts.{e}", width, 48)
+        if arch == "QWEN2MOE":
+            shapes |= {f"{at}.shared_expert_gate.weight": (1, width)} | gated(f"{at}.shared_expert", width, 72)
+    a = filled(shapes)
+    prove(tmp_path, "qwen-transformers-gguf", a, as_gguf(a, gguf.MODEL_ARCH[arch], layers))
 
 
 @pytest.mark.parametrize(("layers", "heads", "head"), [(2, 4, 8), (3, 6, 16)])
