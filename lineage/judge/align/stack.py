@@ -253,7 +253,18 @@ class _Stack:
         """Fits the residual transform again with what the matched units of the probes read."""
         if family == "identity" or rows is None:
             return
-        pairs = [(rows.a, rows.b)]
+        if family == "rotation":  # all rows together would take more memory than both models
+            cross = np.zeros(self.anatomy.residual[::-1], np.float32)
+            for one, two in self._evidence(rows):
+                cross += two.T @ one
+            self.residual = rotation_of(cross)
+        else:
+            one, two = (np.concatenate(side) for side in zip(*self._evidence(rows), strict=True))
+            self.residual = order_of(one, two, seed=self.seed)
+
+    def _evidence(self, rows: Frame) -> Iterator[Sides]:
+        """Rows over both residual spaces that correspond: of the frame, and what matched units of the probes read."""
+        yield rows.a, rows.b
         for layer in self.probes:
             for mlp in layer.mlps:
                 gains = self.gains("mlp", layer, layer)
@@ -265,9 +276,7 @@ class _Stack:
                     near = near[:: max(1, len(near) // max(self.anatomy.residual))] if self.large else near
                     size = float(np.sqrt(along.two.sum() / two.size)) or 1.0
                     raw = self.weights.part(0, part, gains[0])[take[near]]
-                    pairs.append((raw * np.sign(along.dots[near])[:, None] / size, two[near] / size))
-        a, b = np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
-        self.residual = rotation_of(b.T @ a) if family == "rotation" else order_of(a, b, seed=self.seed)
+                    yield raw * np.sign(along.dots[near])[:, None].astype(np.float32) / size, two[near] / size
 
     def _attention(self, promising: bool) -> None:
         """Head size, norm and families of transforms, from the probes; other sizes only where it is worth it."""
