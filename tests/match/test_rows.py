@@ -28,3 +28,32 @@ def test_near_copies_among_many_rows_are_those_that_all_products_give(
     some = highest(_unit(mine), _unit(theirs))
     np.testing.assert_array_equal(some[0], every[0])
     np.testing.assert_allclose(some[1], every[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "alternating", "interleaved", "shuffled"])
+def test_runs_of_rows_that_noise_blurred_are_found_beside_their_neighbours(
+    monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    rng = np.random.default_rng(1)
+    theirs = rng.standard_normal((4096, 96)).astype(np.float32)
+    orders = {
+        "stacked": np.roll(np.arange(4096), 1024),
+        "alternating": np.arange(4096).reshape(2, -1).T.ravel(),
+        "interleaved": np.arange(4096).reshape(64, -1).T.ravel(),
+        "shuffled": rng.permutation(4096),
+    }
+    mine = theirs[orders[layout]] + 0.7 * rng.standard_normal(theirs.shape)
+    every = highest(_unit(mine), _unit(theirs))
+    products = []
+    plain = rows._by_products
+    monkeypatch.setattr(rows, "MOST_PRODUCTS", 1)
+
+    def counted(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        products.append(len(x) * len(y))
+        return plain(x, y)
+
+    monkeypatch.setattr(rows, "_by_products", counted)
+    some = highest(_unit(mine), _unit(theirs))
+    np.testing.assert_array_equal(some[0], every[0])
+    np.testing.assert_array_equal(every[0], orders[layout])
+    assert sum(products) < len(mine) * len(theirs) * (1.3 if layout in ("interleaved", "shuffled") else 0.4)
