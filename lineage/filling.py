@@ -7,8 +7,9 @@ codes, bit for bit.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,14 @@ from lineage.layout.axes import LayoutError
 from lineage.layout.chain import Entry, Level, mapped, run
 from lineage.layout.lazy import Computed, Lazy, Merged, Stored, known, laid_out, united
 from lineage.layout.mapping import Instance, Mapping
+from lineage.layout.operations.base import Rows
 
 __all__ = ["Applied", "Filled", "apply"]
 
 #: bytes of computed tensors that are kept; the latest two are kept in any case, one a thread
 KEPT_BYTES = 64 << 20
+#: a part that needs this many times as many rows of its input as it has itself is made a few times only
+MANY, PARTS = 8, 2
 #: elements that are written at a time
 BLOCK = 1 << 22
 
@@ -151,13 +155,41 @@ class Filled(Checkpoint):
             if isinstance(source, Computed) and source.op.pointwise:
                 found = encode(self._points(source, start, stop), source.word)
             else:
-                found = self._recent.get(source, lambda: self._whole(source))[start:stop]
+                found = self._part(source, start, stop)
             if source.word != word:
                 found = encode(decode(found, source.word), word)
         if out is None:
             return found
         out[:] = found
         return out
+
+    def _part(self, source: Computed | Merged, start: int, stop: int) -> NDArray[Any]:
+        """Codes of a flat range of a computed tensor: of its rows alone, where they can be made alone."""
+        whole = self._recent.found(source)
+        if whole is None and isinstance(source, Computed):
+            made = self._rows(source, start, stop)
+            if made is not None:
+                return encode(made, source.word) if source.decoded else np.ascontiguousarray(made)
+        return self._recent.get(source, lambda: self._whole(source))[start:stop]
+
+    def _rows(self, source: Computed, start: int, stop: int) -> NDArray[Any] | None:
+        """Values (or codes) of a flat range, from the rows of the input that it comes from; None: make the whole."""
+        length, width = source.shape[0] if source.shape else 1, math.prod(source.shape[1:])
+        first, last = start // max(1, width), -(-stop // max(1, width))
+        if not source.op.single or source.op.partial or not start < stop or 2 * (last - first) > length:
+            return None
+        given = source.inputs[0]
+        found = source.op.rows(first, last, given.shape)
+        if found is None:
+            return None
+        op, rows = found
+        if len(rows) > MANY * (last - first) and not self._recent.again(source):
+            return None
+        each = math.prod(given.shape[1:])
+        pieces = [piece for a, b in _runs(rows) for piece in given.between(a * each, b * each)]
+        array = self._read(Lazy((len(rows), *given.shape[1:]), pieces), decoded=source.decoded)
+        made = array if op is None else op.apply([array])[0]
+        return made.reshape(-1)[start - first * width : stop - first * width]
 
     def _whole(self, source: Computed | Merged) -> NDArray[Any]:
         """Codes of a computed tensor, flat."""
@@ -197,7 +229,8 @@ class Filled(Checkpoint):
             return self._a.read(source.name, start, stop) if decoded else self._a.read_codes(source.name, start, stop)
         if isinstance(source, Computed) and source.op.pointwise:
             return self._points(source, start, stop)
-        array = np.ascontiguousarray(self._array(source)).reshape(-1)[start:stop]
+        made = self._rows(source, start, stop) if isinstance(source, Computed) else None
+        array = np.ascontiguousarray(self._array(source)).reshape(-1)[start:stop] if made is None else made
         return decode(array, source.word) if decoded and not source.decoded else array
 
 
@@ -269,8 +302,16 @@ class _Recent:
         self._lock = threading.Lock()
         self._kept: OrderedDict[object, NDArray[Any]] = OrderedDict()
         self._busy: dict[object, threading.Lock] = {}
+        self._again: Counter[object] = Counter()
 
-    def _found(self, key: object) -> NDArray[Any] | None:
+    def again(self, key: object) -> bool:
+        """Whether a part may be made once more, before the whole is."""
+        with self._lock:
+            self._again[key] += 1
+            return self._again[key] <= PARTS
+
+    def found(self, key: object) -> NDArray[Any] | None:
+        """The array of `key`, None where it is not kept."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -278,13 +319,13 @@ class _Recent:
 
     def get(self, key: object, make: Any) -> NDArray[Any]:
         """The array of `key`, made where it is not kept."""
-        found = self._found(key)
+        found = self.found(key)
         if found is not None:
             return found
         with self._lock:
             busy = self._busy.setdefault(key, threading.Lock())
         with busy:
-            found = self._found(key)
+            found = self.found(key)
             if found is None:
                 found = make()
                 with self._lock:
@@ -293,6 +334,20 @@ class _Recent:
                     while len(self._kept) > 2 and sum(v.nbytes for v in self._kept.values()) > KEPT_BYTES:
                         self._kept.popitem(last=False)
         return found
+
+
+def _runs(rows: Rows) -> Iterator[tuple[int, int]]:
+    """Neighbouring rows as ranges."""
+    if isinstance(rows, range):
+        yield rows.start, rows.stop
+        return
+    first = at = rows[0]
+    for row in rows[1:]:
+        if row != at + 1:
+            yield first, at + 1
+            first = row
+        at = row
+    yield first, at + 1
 
 
 def _storage(word: str, decoded: bool) -> np.dtype[Any]:

@@ -27,7 +27,9 @@ from lineage.layout.operations import (
     Add,
     Cast,
     Concat,
+    Data,
     Each,
+    Matmul,
     Operation,
     Pad,
     Rearrange,
@@ -71,9 +73,9 @@ def test_filling_lazily_gives_what_the_chain_gives_and_back(
     assert contents(filled) == {f"b.{k}": w.tolist() for k, w in enumerate(wanted)}
     assert {spec.dtype for spec in filled} <= {"U16"}
     assert contents(Filled.inverse(mapping, filled)) == contents(a)
-    for name, spec in filled.specs.items():
-        whole, middle = filled.read_codes(name), spec.size // 2
-        assert np.array_equal(filled.read_codes(name, middle // 2, middle), whole[middle // 2 : middle])
+    for (name, spec), whole in zip(Filled(mapping, a).specs.items(), wanted, strict=True):
+        for start, stop in ((spec.size // 4, spec.size // 2), (spec.size // 2, -(-spec.size // 2))):
+            assert np.array_equal(Filled(mapping, a).read_codes(name, start, stop), whole.ravel()[start:stop])
 
 
 @given(chains())
@@ -126,6 +128,33 @@ def test_a_computed_tensor_is_computed_once_for_all_its_blocks_and_threads() -> 
     for worker in workers:
         worker.join()
     assert a.reads == [("a", 0, 4096)]
+
+
+_ORDER = [3, 0, 5, 1, 4, 2]
+_VECTOR = Data(np.arange(1.0, 7.0))
+
+
+@pytest.mark.parametrize(
+    "ops",
+    [
+        (Take(0, _ORDER), Matmul("right", Data(np.arange(24.0).reshape(4, 6)))),
+        (Matmul("left", Data(np.arange(36.0).reshape(6, 6))), Scale(Data(np.arange(4.0)), 1)),
+        (Scale(_VECTOR, 0), Rearrange("a (b c) -> a (c b)", {"a": 6, "b": 2}), Add(_VECTOR, 0)),
+        (Add(Data(np.arange(4.0)), 1), Cast("F16"), Take(1, [2, 0])),
+        (Slice(1, 1, 3, of=4), Scale(2.0), Pad(1, 1, 0)),
+    ],
+)
+def test_some_rows_of_a_computed_tensor_are_made_alone_and_alike(ops: tuple[Operation, ...]) -> None:
+    held = {"a": floats(np.random.default_rng(0).standard_normal((6, 4)))}
+    (whole,) = apply_chain(ops, list(held.values()))
+    width = whole.shape[1]
+    for row in range(6):
+        a = Memory(held, "F32")
+        found = Filled(rules(("b", "a", ops)), a).read("b", row * width + 1, (row + 1) * width)
+        assert np.allclose(found, whole[row, 1:], rtol=1e-6)
+        if not any(isinstance(op, Matmul) and op.side == "left" for op in ops):
+            source = _ORDER[row] if ops[0] == Take(0, _ORDER) else row
+            assert a.reads == [("a", 4 * source, 4 * source + 4)]
 
 
 def test_codes_that_only_move_are_kept_bit_by_bit() -> None:
@@ -204,6 +233,16 @@ def test_a_tensor_of_which_a_part_was_lost_is_not_offered(ops: tuple[Operation, 
     back = Filled.inverse(mapping, Filled(mapping, Memory({"w": codes((6, 2)), "v": codes((2,))})))
     assert set(back.specs) == {"v"}
     assert back.missing == ("w",)
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_padding_of_parts_that_several_rules_give_counts_as_known(value: float) -> None:
+    whole = floats(np.arange(12).reshape(4, 3))
+    halves = Memory({"x": whole[:2], "y": whole[2:]}, "F32")
+    padded = Pad(axis=1, after=1, value=value)
+    upper, lower = Take(0, [0, 1, -1, -1]), Take(0, [-1, -1, 0, 1])
+    filled = Filled(rules(("t", "x", (upper, padded)), ("t", "y", (lower, padded))), halves)
+    assert filled.tensor("t").tolist() == np.pad(whole, ((0, 0), (0, 1)), constant_values=value).tolist()
 
 
 def test_a_tied_tensor_comes_back_from_the_first_rule_that_has_it_whole() -> None:

@@ -6,6 +6,7 @@ Each subcommand is one module, imported when it is asked for, so that `lineage -
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import re
 import signal
@@ -14,12 +15,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
 from lineage.errors import InputError, LineageError, printable
 from lineage.progress import Progress
+
+if TYPE_CHECKING:
+    from lineage.layout.mapping import Mapping
 
 __all__ = [
     "COMMANDS",
@@ -33,6 +37,7 @@ __all__ = [
     "rows_option",
     "run",
     "say",
+    "say_stored",
     "write_json",
 ]
 
@@ -198,6 +203,8 @@ def run() -> NoReturn:
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, _terminated)
+    # names and matches are many and live long: looking through them for cycles at every 700 new objects is vain work
+    gc.set_threshold(200_000, 20, 20)
     code = _code()
     try:
         sys.stdout.flush()
@@ -277,6 +284,14 @@ def say(settings: Settings, text: str, *, level: int = 0) -> None:
     """A message on stderr: level 0 always but for `--quiet`, level 1 with `-v`, level 2 with `-vv`."""
     if not settings.quiet and settings.verbose >= level:
         click.echo(printable(text), err=True)
+
+
+def say_stored(settings: Settings, mapping: Mapping) -> None:
+    """Says which stored layout a mapping rests on, and whether the weights bear it out."""
+    if mapping.pair:
+        sure = any(rule.evidence is not None and rule.evidence.certified for rule in mapping.rules)
+        how = "certified by the weights" if sure else "by names and shapes; the weights share no values"
+        say(settings, f"used the stored layout {', '.join(mapping.pair)}, {how}")
 
 
 @contextmanager

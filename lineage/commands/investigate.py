@@ -16,6 +16,7 @@ from lineage.commands import (
     parents_option,
     rows_option,
     say,
+    say_stored,
     write_json,
 )
 
@@ -73,8 +74,7 @@ def investigate_command(
             keys = _keys(report, one, two)
             report = report if keys is None else with_keys(report, KEYS)
             write_folder(report, out, keys=keys, inputs=(a, b, *parents))
-    if report.mapping.pair:
-        say(settings, f"used the stored layout {', '.join(report.mapping.pair)}, certified by the weights")
+    say_stored(settings, report.mapping)
     if out is not None:
         say(settings, f"wrote {out}")
     if as_json:

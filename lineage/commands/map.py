@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lineage.commands import Settings, common_options, open_progress, say
+from lineage.commands import Settings, common_options, open_progress, say, say_stored
 
 if TYPE_CHECKING:
     from lineage.layout.mapping import Mapping
@@ -154,8 +154,7 @@ def _find(settings: Settings, a: str, b: str, out: str | None, form: str | None)
         say(settings, f"nothing in {b} corresponds to anything in {a}; no mapping is written")
         return 1
     _write(settings, mapping, (a, b), out, form, shapes)
-    if mapping.pair:
-        say(settings, f"used the stored layout {', '.join(mapping.pair)}, certified by the weights")
+    say_stored(settings, mapping)
     say(
         settings, f"B: {found.matched_b} of {names[1]} tensors matched, {found.certified_b} of them certified by values"
     )

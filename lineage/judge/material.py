@@ -203,14 +203,19 @@ class Material(msgspec.Struct, frozen=True, dict=True):
         return [pair for pair in self.changed if (pair.cosine or 0.0) >= ALIKE]
 
     @cached_property
+    def sampled(self) -> list[str]:
+        """Some of the content that differs and is recognisable, spread over templates and layers."""
+        return spread_names([pair.name for pair in self.alike])
+
+    @cached_property
     def samples(self) -> list[Sample]:
-        """Samples of some of the content that differs and is recognisable, spread over templates and layers."""
-        return [self.sample(name) for name in spread_names([pair.name for pair in self.alike])]
+        """Samples of it."""
+        return [self.sample(name) for name in self.sampled]
 
     @cached_property
     def rows(self) -> list[Sample]:
         """A few whole rows of the same tensors."""
-        specs = [self.b.specs[sample.name] for sample in self.samples]
+        specs = [self.b.specs[name] for name in self.sampled]
         counts = [max(WHOLE_ROWS, WHOLE_VALUES * spec.shape[0] // spec.size) for spec in specs]
         return [self.sample(spec.name, rows=rows, columns=None) for spec, rows in zip(specs, counts, strict=True)]
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import itemsize
 from lineage.layout.axes import LayoutError, Shape
-from lineage.layout.operations.arithmetic import Matmul
 from lineage.layout.operations.base import NOTHING, Operation
 
 __all__ = ["Computed", "Lazy", "Merged", "Piece", "Stored", "known", "laid_out", "united", "widest"]
@@ -217,21 +216,12 @@ def known(tensor: Lazy) -> NDArray[np.bool_]:
     at = 0
     for source, start, stop in tensor.pieces:
         if isinstance(source, Computed) and source.partial:
-            result[at : at + stop - start] = _known(source).reshape(-1)[start:stop]
+            mask = source.op.known([known(i) for i in source.inputs])[source.output]
+            result[at : at + stop - start] = mask.reshape(-1)[start:stop]
         else:
             result[at : at + stop - start] = source is not None
         at += stop - start
     return result.reshape(tensor.shape)
-
-
-def _known(computed: Computed) -> NDArray[np.bool_]:
-    masks = [known(i) for i in computed.inputs]
-    if computed.op.moves:
-        return computed.op.apply(masks)[computed.output]
-    if isinstance(computed.op, Matmul):
-        # every element is a sum over an axis: one unknown place spoils it
-        return np.full(computed.shape, all(m.all() for m in masks))
-    return masks[computed.output].reshape(computed.shape)
 
 
 def united(tensors: Sequence[Lazy]) -> Lazy | None:

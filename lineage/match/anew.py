@@ -7,10 +7,11 @@ told by the shapes of all of them together, and square ones follow. Fusions and 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,16 +80,24 @@ class Anew:
         if self.turn is None:
             self.turn = self._turning(left_a, left_b)
         found: list[tuple[str, str]] = []
-        for blot in (skeleton, _layered):
+        for blot, back in itertools.product((skeleton, _layered), (False, True)):
             used_a, used_b = {x for x, _ in found}, {y for _, y in found}
             rest_a = _families((n for n in left_a if n not in used_a and self.a.size(n) > 1), blot)
             rest_b = _families((n for n in left_b if n not in used_b and self.b.size(n) > 1), blot)
-            found += self._round(rest_a, rest_b)
+            found += self._round(list(self._turned_back(rest_a)) if back else rest_a, rest_b)
         inside = [(x, y) for x, y in (*self.guessed, *found) if _matrix(self.a, x) and (numbers(x) or numbers(y))]
         kinds = {(leaf(x), leaf(y)) for x, y in inside}
         if not inside and not self.guessed:  # the way of square ones will be known once stacks are matched
             found = [(x, y) for x, y in found if len(set(self.a.shape(x))) > 1 or not _matrix(self.a, x)]
         return [Pair(x, y, self._order(x, y, kinds)) for x, y in found]
+
+    def _turned_back(self, families: Iterable[Family]) -> Iterator[Family]:
+        """Families in the order of a first number that counts backwards (decoders are numbered from either end), those
+        whose sizes then come in another order; of the others nothing would say that it does."""
+        for family in families:
+            back = tuple(sorted(family, key=lambda n: (-(numbers(n) or (0,))[0], numbers(n)[1:])))
+            if [self.a.size(n) for n in back] != [self.a.size(n) for n in family]:
+                yield back
 
     def _round(self, mine: list[Family], theirs: list[Family]) -> list[tuple[str, str]]:
         """Families of A with families of B, the least ambiguous and largest first: those that follow lean on them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +18,7 @@ from lineage.layout.induce import Match
 from lineage.layout.mapping import Instance, Mapping
 from lineage.layout.operations import Add, Operation, Scale
 from lineage.match.chains import OVER
+from lineage.match.spread import spread
 from lineage.match.values import MANTISSA, Values
 
 __all__ = ["Certified", "Checked", "certify", "check", "compare", "flat"]
@@ -64,6 +64,20 @@ class _Sums:
         self.yy += float(v @ v)
         self.xy += float(u @ v)
 
+    def same(self, x: NDArray[Any]) -> None:
+        """Adds values that both sides hold; a share of them is enough for their moments."""
+        u = x[:: max(1, len(x) // 4096)].astype(np.float64)
+        ok = np.isfinite(u)
+        if not ok.all():
+            u = u[ok]
+        total, square = float(u.sum()), float(u @ u)
+        self.n += len(u)
+        self.x += total
+        self.y += total
+        self.xx += square
+        self.yy += square
+        self.xy += square
+
     def merge(self, other: _Sums) -> None:
         for field in ("n", "x", "y", "xx", "yy", "xy"):
             setattr(self, field, getattr(self, field) + getattr(other, field))
@@ -84,8 +98,8 @@ class _Sums:
 
 def certify(a: Values, b: Values, matches: Sequence[Match], *, threads: int) -> list[Certified]:
     """Every match with its evidence; those that claim values but do not show them no longer hold."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(lambda m: _certify(a, b, m), matches))
+    sizes = [sum(b.size(name) for name in flat(m.targets)) for m in matches]
+    return spread(lambda m: _certify(a, b, m), matches, sizes, threads)
 
 
 def _certify(a: Values, b: Values, match: Match) -> Certified:
@@ -155,8 +169,9 @@ def check(mapping: Mapping, a: Checkpoint, b: Checkpoint, *, threads: int = 2) -
     LayoutError : a rule does not fit A's tensors
     """
     shapes = {s.name: s.shape for s in a}
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(lambda i: _checked(a, b, i), mapping.instances(shapes)))
+    instances = list(mapping.instances(shapes))
+    sizes = [sum(b.specs[name].size for name in i.target_names if name in b.specs) for i in instances]
+    return spread(lambda i: _checked(a, b, i), instances, sizes, threads)
 
 
 def _checked(a: Checkpoint, b: Checkpoint, instance: Instance) -> Checked:
@@ -278,7 +293,7 @@ def _block(
     if dtype is not None and spec.plain:
         y = b.read_codes(spec.name, low, high)
         if dtype == spec.dtype and np.array_equal(x, y):
-            sums.add(*_sparse(decode(x, dtype)))
+            sums.same(decode(x, dtype))
             return
         u, v = decode(x, dtype), decode(y, spec.dtype)
     else:
@@ -287,12 +302,6 @@ def _block(
     if sums.equal:
         sums.equal = _same(u, v, dtype, spec)
     sums.add(u, v)
-
-
-def _sparse(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A share of a block of equal values is enough for its moments."""
-    some = values[:: max(1, len(values) // 4096)]
-    return some, some
 
 
 def _same(u: NDArray[Any], v: NDArray[Any], dtype: str | None, spec: TensorSpec) -> bool:

@@ -19,7 +19,7 @@ from lineage.match.joined import joined
 from lineage.match.rows import Provenance, exact_rows, near_rows
 from lineage.match.siblings import siblings
 from lineage.match.stacked import stacked
-from lineage.match.stored import stored
+from lineage.match.stored import by_names, stored
 from lineage.match.structure import LEAST_SCORE, Links, Structure
 from lineage.match.values import PLACES, Values, coarsest
 from lineage.match.whole import Whole, exact, near
@@ -142,7 +142,10 @@ class Finder:
         """
         self.progress("rows")
         self.rows(
-            exact_rows(self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed), exactly=True
+            exact_rows(
+                self.a, self.b, self.left_a(), self.left_b(), level=self.level, seed=self.seed, threads=self.threads
+            ),
+            exactly=True,
         )
         if self.left_b():
             self.progress("near copies")
@@ -161,6 +164,7 @@ class Finder:
         before = len(self.found)
         expected = self._expected()
         if not expected:
+            self.by_names()
             self.anew()
         self._stacks(expected)
         if not expected:
@@ -177,7 +181,8 @@ class Finder:
     def _near(self, *, matrices: bool) -> None:
         """Takes in what rows nearly tell of the matrices, or of the vectors, that are left."""
         left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
-        self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
+        found = near_rows(self.a, self.b, self.left_a(), left, seed=self.seed, threads=self.threads)
+        self.rows(found, exactly=False)
 
     def siblings(self) -> None:
         """Takes in biases and gains that go the way of the matrix beside them."""
@@ -228,6 +233,16 @@ class Finder:
         """Takes fusions, splits and permutations in."""
         for component in components(found, self.a, exact=exactly):
             for match in explained(component, self.a, self.b, self.names, exact=exactly):
+                self.keep(match)
+
+    def by_names(self) -> None:
+        """Takes in what a stored layout says of models that share no values, where nothing else was found."""
+        found = by_names(self.a.checkpoint, self.b.checkpoint)
+        if found is None:
+            return
+        self.pair = self.pair or found[0]
+        for match in found[1]:
+            if self.used_a.isdisjoint(_flat(match.sources)):
                 self.keep(match)
 
     def anew(self) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import decode, encode
+from lineage.match.spread import spread
 from lineage.match.values import SMALL, Values
 from lineage.match.words import families
 
@@ -192,21 +194,28 @@ def _owners(values: Values, names: Iterable[str]) -> dict[int, list[tuple[str, V
 
 
 def _gather(
-    values: Values, owners: list[tuple[str, View]], chosen: NDArray[np.int64]
+    values: Values,
+    owners: list[tuple[str, View]],
+    chosen: NDArray[np.int64],
+    form: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    threads: int,
 ) -> tuple[Rows, NDArray[np.float32]]:
+    """The rows of all owners and, in the `form` asked for, the values of their chosen columns."""
     alike: dict[tuple[tuple[int, ...], View], list[str]] = defaultdict(list)
     for name, view in owners:
         alike[values.shape(name), view].append(name)
-    parts, listed, heights = [], [], []
+    groups, listed, heights = [], [], []
     for (shape, view), names in alike.items():
         height = math.prod(shape[i] for i in view.rows)
         many = max(1, SMALL // max(1, math.prod(shape)))
         for low in range(0, len(names), many):
-            parts.append(_together(values, names[low : low + many], shape, view, chosen))
+            groups.append((names[low : low + many], shape, view))
         listed += [(name, view) for name in names]
         heights += [height] * len(names)
-    if not parts:
+    if not groups:
         return Rows([], np.empty(0, np.int64), np.empty(0, np.int64)), np.empty((0, len(chosen)), np.float32)
+    sizes = [len(names) * math.prod(shape) for names, shape, _ in groups]
+    parts = spread(lambda group: form(_together(values, *group, chosen)), groups, sizes, threads)
     owner = np.repeat(np.arange(len(listed)), heights)
     starts = np.repeat(np.cumsum([0, *heights[:-1]]), heights)
     return Rows(listed, owner, np.arange(len(owner)) - starts), np.concatenate(parts)
@@ -249,11 +258,18 @@ def _spread(first: list[str], family: dict[str, list[str]], found: Iterable[str]
 
 
 def exact_rows(
-    a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, level: str, seed: int
+    a: Values,
+    b: Values,
+    names_a: Sequence[str],
+    names_b: Sequence[str],
+    *,
+    level: str,
+    seed: int,
+    threads: int = 2,
 ) -> list[Provenance]:
     """Provenance of B's tensors by equal keys; for each tensor the view under which most rows are found."""
     first, family = families(names_b)
-    tables = _Tables(a, names_a, level=level, seed=seed)
+    tables = _Tables(a, names_a, level=level, seed=seed, threads=threads)
     best = tables.look_up(b, first)
     hits = [n for n, p in best.items() if (p.source >= 0).mean() >= LEAST_FOUND]
     best |= tables.look_up(b, _spread(first, family, hits))
@@ -263,15 +279,17 @@ def exact_rows(
 class _Tables:
     """Sorted row keys of A's tensors by width, made when first asked for."""
 
-    def __init__(self, a: Values, names: Sequence[str], *, level: str, seed: int) -> None:
-        self.a, self.level, self.seed = a, level, seed
+    def __init__(self, a: Values, names: Sequence[str], *, level: str, seed: int, threads: int) -> None:
+        self.a, self.level, self.seed, self.threads = a, level, seed, threads
         self.owners = _owners(a, names)
         self.made: dict[int, tuple[Rows, NDArray[np.int64], NDArray[np.uint64]]] = {}
 
     def at(self, width: int) -> tuple[Rows, NDArray[np.int64], NDArray[np.uint64]]:
         """Rows of a width, the order that sorts their keys, and the sorted keys."""
         if width not in self.made:
-            rows, samples = _gather(self.a, self.owners[width], _chosen(width, KEY, self.seed))
+            rows, samples = _gather(
+                self.a, self.owners[width], _chosen(width, KEY, self.seed), np.asarray, self.threads
+            )
             keys, says = _keys(samples, self.level)
             order = np.flatnonzero(says)
             order = order[np.argsort(keys[order], kind="stable")]
@@ -288,15 +306,23 @@ class _Tables:
             if not len(order):
                 continue
             chosen = _chosen(width, KEY, self.seed)
-            for name, view in owners:
-                height = math.prod(b.shape(name)[i] for i in view.rows)
-                if height > MANY_PROBES * LOOKED_UP:
-                    probes = columns(b, name, view, chosen, probe_rows(height, LOOKED_UP, self.seed))
-                    if (_equal(probes, order, sorted_keys, self.level) < 0).all():
-                        continue
-                found = _equal(columns(b, name, view, chosen), order, sorted_keys, self.level)
-                _keep(best, provenance(name, view, rows, found))
+            found = partial(self._found, b, chosen=chosen, width=width)
+            for one in spread(found, owners, [b.size(name) for name, _ in owners], self.threads):
+                if one is not None:
+                    _keep(best, one)
         return best
+
+    def _found(self, b: Values, owner: tuple[str, View], *, chosen: NDArray[np.int64], width: int) -> Provenance | None:
+        """Provenance of one tensor under one view, None where a few of its rows are not found."""
+        name, view = owner
+        rows, order, sorted_keys = self.made[width]
+        height = math.prod(b.shape(name)[i] for i in view.rows)
+        if height > MANY_PROBES * LOOKED_UP:
+            probes = columns(b, name, view, chosen, probe_rows(height, LOOKED_UP, self.seed))
+            if (_equal(probes, order, sorted_keys, self.level) < 0).all():
+                return None
+        found = _equal(columns(b, name, view, chosen), order, sorted_keys, self.level)
+        return provenance(name, view, rows, found)
 
 
 def _equal(
@@ -332,15 +358,19 @@ def _keep(best: dict[str, Provenance], new: Provenance) -> None:
 
 
 def _unit(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    # numbers whose squares float32 cannot hold say as little as those that are none
-    clean = np.where(np.abs(samples) < HUGE, samples, 0).astype(np.float32)
-    clean = clean - clean.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(clean, axis=1, keepdims=True)
-    scaled: NDArray[np.float32] = clean / np.where(length > 0, length, np.inf)
-    return scaled
+    """Rows centred and scaled to length one; constant ones become zero."""
+    if not (samples.max(initial=0) < HUGE and samples.min(initial=0) > -HUGE):
+        # numbers whose squares float32 cannot hold say as little as those that are none
+        samples = np.where(np.abs(samples) < HUGE, samples, 0).astype(np.float32)
+    centred: NDArray[np.float32] = samples - samples.mean(axis=1, keepdims=True)
+    length = np.sqrt(np.einsum("ij,ij->i", centred, centred))[:, None]
+    centred /= np.where(length > 0, length, np.inf)
+    return centred
 
 
-def near_rows(a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int) -> list[Provenance]:
+def near_rows(
+    a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[str], *, seed: int, threads: int = 2
+) -> list[Provenance]:
     """Provenance of B's tensors by correlation: a few rows against all of A's first, then whole against the sources.
 
     A row without a clear nearest neighbour stays -1; single errors are expected and left to the explanation.
@@ -355,10 +385,10 @@ def near_rows(a: Values, b: Values, names_a: Sequence[str], names_b: Sequence[st
                 continue
             height = sum(math.prod(a.shape(n)[i] for i in v.rows) for n, v in by_width[width])
             chosen = _chosen(width, max(FEWEST_COLUMNS, min(COLUMNS, SAMPLED // max(1, height))), seed)
-            rows_a, samples = _gather(a, by_width[width], chosen)
-            unit_a = _unit(samples)
-            for name, view in owners_b:
-                got = _nearest(b, name, view, chosen, rows_a, unit_a, seed)
+            rows_a, unit_a = _gather(a, by_width[width], chosen, _unit, threads)
+            nearest = partial(_nearest, b, chosen=chosen, rows=rows_a, unit_a=unit_a, seed=seed)
+            found = spread(nearest, owners_b, [b.size(name) for name, _ in owners_b], threads)
+            for (name, _), got in zip(owners_b, found, strict=True):
                 if got is not None:
                     best[name].append(got)
         todo = _spread(first, family, best) if todo is first else []
@@ -385,9 +415,16 @@ def probe_rows(height: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _nearest(
-    b: Values, name: str, view: View, chosen: NDArray[np.int64], rows: Rows, unit_a: NDArray[np.float32], seed: int
+    b: Values,
+    owner: tuple[str, View],
+    *,
+    chosen: NDArray[np.int64],
+    rows: Rows,
+    unit_a: NDArray[np.float32],
+    seed: int,
 ) -> tuple[float, Provenance] | None:
     """Provenance of one tensor under one view, with its mean correlation."""
+    name, view = owner
     shape = b.shape(name)
     height = math.prod(shape[i] for i in view.rows)
     probes = probe_rows(height, PROBES if len(unit_a) < MANY_ROWS else PROBES // 2, seed)

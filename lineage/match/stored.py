@@ -21,12 +21,13 @@ from lineage.match.pairs import Fit, Pair, fitting, pairs, prefixes
 from lineage.match.resolve import Laid, Layout, Open, first, turned
 from lineage.match.values import Values
 
-__all__ = ["HeaderMap", "Stored", "map_headers", "stored"]
+__all__ = ["HeaderMap", "Stored", "by_names", "map_headers", "stored"]
 
 #: matrices compared before a layout is certified as a whole; of two strangers' matrices none is ever certified, of a
 #: copy's all are, also through noise as large as the weights themselves (tests/match/test_stored.py)
 PROBED = 8
-#: share of the elements whose values tell that must be certified, or the layout is not used
+#: share of the elements whose values tell that must be certified, or the layout is not used; and share of B that a
+#: layout must speak of where values tell nothing
 LEAST_SHARE = 0.5
 #: elements from which on a tensor tells strangers from copies
 TELLING = 1 << 10
@@ -214,10 +215,51 @@ def map_headers(
     -----
     Of several that fit, the one that speaks of most tensors; of equals, only what all of them say.
     """
+    known = pairs() if known is None else known
+    whole = _whole(a, b, sizes, known)
+    if whole is None:
+        return None
+    names, kept, asked = whole
+    named = set().union(*(offer.layout.names() for offer in _offers(a, b, known)))
+    rules, lengths = settled(induce(kept, list(a.specs), list(b.specs)))
+    targets = {n for m in kept for n in flat(m.targets)}
+    sources = {n for m in kept for n in flat(m.sources)}
+    mapping = Document(
+        source=Side(a.path, len(a)),
+        target=Side(b.path, len(b)),
+        sizes=lengths,
+        rules=rules,
+        unmatched_source=tuple(n for n in a.specs if n not in sources),
+        unmatched_target=tuple(n for n in b.specs if n not in targets),
+        pair=names,
+    )
+    return HeaderMap(mapping, tuple(sorted(asked)), tuple(sorted(named)))
+
+
+def by_names(a: Checkpoint, b: Checkpoint, *, known: Sequence[Pair] | None = None) -> tuple[str, list[Match]] | None:
+    """What a stored layout says of two models that share no values: its name and its matches, marked `name`.
+
+    None where no layout fits as a whole, or only layouts that speak of less than half of B.
+
+    Parameters
+    ----------
+    known : the layouts to try; None: those of this installation
+    """
+    whole = _whole(a, b, {}, pairs() if known is None else known)
+    if whole is None or sum(_elements(m, b) for m in whole[1]) < LEAST_SHARE * b.parameters:
+        return None
+    return whole[0][0], [msgspec.structs.replace(match, how="name") for match in whole[1]]
+
+
+def _whole(
+    a: Checkpoint, b: Checkpoint, sizes: Mapping[str, int], known: Sequence[Pair]
+) -> tuple[tuple[str, ...], list[Match], set[str]] | None:
+    """Layouts that fit as a whole by names and shapes, what all of them say, and the sizes that shapes do not tell.
+
+    Of several that fit, those that speak of most tensors.
+    """
     found: list[tuple[int, str, list[Match], set[str]]] = []
-    named: set[str] = set()
-    for offer in _offers(a, b, pairs() if known is None else known):
-        named |= offer.layout.names()
+    for offer in _offers(a, b, known):
         laid = offer.layout.laid(sizes)
         matches = offer.matches(laid)
         asked = {n for one in laid.open for n in one.names}
@@ -230,19 +272,7 @@ def map_headers(
         return None
     agreed = _agreed([matches for _, _, matches, _ in best])
     kept = [m for m in best[0][2] if _said(m) in agreed]
-    rules, lengths = settled(induce(kept, list(a.specs), list(b.specs)))
-    targets = {n for m in kept for n in flat(m.targets)}
-    sources = {n for m in kept for n in flat(m.sources)}
-    mapping = Document(
-        source=Side(a.path, len(a)),
-        target=Side(b.path, len(b)),
-        sizes=lengths,
-        rules=rules,
-        unmatched_source=tuple(n for n in a.specs if n not in sources),
-        unmatched_target=tuple(n for n in b.specs if n not in targets),
-        pair=tuple(one[1] for one in best),
-    )
-    return HeaderMap(mapping, tuple(sorted(set().union(*(one[3] for one in best)))), tuple(sorted(named)))
+    return tuple(one[1] for one in best), kept, set().union(*(one[3] for one in best))
 
 
 def _said(match: Match) -> tuple[object, ...]:

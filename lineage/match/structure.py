@@ -97,10 +97,10 @@ def assign(scores: NDArray[np.float64], *, seed: int) -> list[tuple[int, int]]:
 
     Pairs that scored -inf are left out.
     """
+    if not np.isfinite(scores).any():
+        return []
     from scipy.optimize import linear_sum_assignment
 
-    if not scores.size:
-        return []
     rng = np.random.default_rng(seed)
     rows, columns = rng.permutation(scores.shape[0]), rng.permutation(scores.shape[1])
     mixed = scores[np.ix_(rows, columns)]

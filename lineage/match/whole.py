@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +25,8 @@ __all__ = ["Whole", "exact", "near"]
 KEY = 48
 #: neighbouring places in a row: one read serves them
 RUN = 6
+#: values whose keys are made in one go
+TOGETHER = 1 << 20
 #: places of a tensor that a cosine is taken over
 SAMPLE = 2048
 #: a cosine below this is never a correspondence by values (chance over `SAMPLE` places: 0.1 at 1e-5)
@@ -124,13 +126,17 @@ def _places(size: int, seed: int) -> NDArray[np.int64]:
     return (starts[:, None] + np.arange(RUN)).ravel().astype(np.int64)
 
 
-def _key(values: NDArray[np.float32], level: str) -> bytes | None:
-    """Rounded values as bytes, or None where they say nothing (all equal, or not finite)."""
-    with np.errstate(invalid="ignore"):
-        rounded = decode(encode(values, level), level) + np.float32(0)
-    if rounded.size < 2 or not np.isfinite(rounded).all() or np.all(rounded == rounded[0]):
-        return None
-    return rounded.tobytes()
+def _keys(values: Values, names: Sequence[str], places: NDArray[np.int64], level: str) -> Iterator[bytes | None]:
+    """For each tensor its values at `places`, rounded to `level`, as bytes, or None where they say nothing (all
+    equal, or not finite)."""
+    step = max(1, TOGETHER // max(1, len(places)))
+    for low in range(0, len(names), step):
+        taken = np.stack([values.at(name, places) for name in names[low : low + step]])
+        with np.errstate(invalid="ignore"):
+            rounded = decode(encode(taken, level), level) + np.float32(0)
+        telling = np.isfinite(rounded).all(axis=1) & (rounded != rounded[:, :1]).any(axis=1)
+        for row, tells in zip(rounded, telling, strict=True):
+            yield row.tobytes() if tells else None
 
 
 def _by_size(values: Values, names: Iterable[str]) -> dict[int, list[str]]:
@@ -156,19 +162,23 @@ def exact(
             continue
         places = _places(size, seed)
         shapes = {b.shape(name) for name in group}
-        table: dict[bytes, list[tuple[str, Order]]] = defaultdict(list)
-        for name in candidates:
-            shape = a.shape(name)
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, name in enumerate(candidates):
+            by_shape[a.shape(name)].append(number)
+        keyed: list[tuple[int, int, Order, bytes]] = []
+        for shape, numbers in by_shape.items():
+            members = [candidates[number] for number in numbers]
             tried = {order: None for target in shapes for order in orders(shape, target)}
-            for order in tried:
-                key = _key(a.at(name, moved(places, shape, order)), level)
-                if key is not None:
-                    table[key].append((name, order))
-        for name in group:
-            key = _key(b.at(name, places), level)
-            if key is None or key not in table:
+            for rank, order in enumerate(tried):
+                keys = _keys(a, members, moved(places, shape, order), level)
+                keyed += [(n, rank, order, key) for n, key in zip(numbers, keys, strict=True) if key is not None]
+        table: dict[bytes, list[tuple[str, Order]]] = defaultdict(list)
+        for number, _, order, key in sorted(keyed):
+            table[key].append((candidates[number], order))
+        for name, wanted in zip(group, _keys(b, group, places, level), strict=True):
+            if wanted is None or wanted not in table:
                 continue
-            fits = [(n, o) for n, o in table[key] if o in orders(a.shape(n), b.shape(name))]
+            fits = [(n, o) for n, o in table[wanted] if o in orders(a.shape(n), b.shape(name))]
             if fits:
                 (first, order), rest = fits[0], fits[1:]
                 ties = tuple(dict.fromkeys(n for n, _ in rest if n != first))

@@ -20,6 +20,7 @@ __all__ = [
     "tokens",
 ]
 
+_CUT = re.compile(r"[./_]")
 _SEPARATOR = re.compile(r"[./_\s\[\]'-]+")
 
 
@@ -43,11 +44,8 @@ def leaf(name: str) -> str:
 
 def ancestors(name: str) -> list[str]:
     """All stems of a name, the nearest first, the empty one last."""
-    found = []
-    while name:
-        name = stem(name)
-        found.append(name)
-    return found
+    cuts = [hit.start() for hit in _CUT.finditer(name)]
+    return [*(name[:cut] for cut in reversed(cuts) if cut), *([""] if name else [])]
 
 
 @lru_cache(1 << 16)

@@ -64,6 +64,24 @@ def test_numbers_that_stand_for_roles_are_told_from_layers(tmp_path: Path) -> No
     assert differing(made_of(tmp_path, a, numbered(b)), numbered(a)) == []
 
 
+def test_levels_of_a_decoder_that_are_numbered_from_the_other_end_are_told_by_their_widths(tmp_path: Path) -> None:
+    def decoder(seed: int, name: str, part: str, *, back: bool) -> Tensors:
+        rng = np.random.default_rng(seed)
+        found: Tensors = {}
+        for level, (narrow, wide) in enumerate([(8, 16), (16, 24), (24, 24), (24, 24)]):
+            at = f"{name}.{3 - level if back else level}"
+            for k in range(3):
+                read = wide if k == 0 else narrow
+                found[f"{at}.{part}.{k}.norm1.weight"] = rng.standard_normal(read, np.float32)
+                found[f"{at}.{part}.{k}.conv1.weight"] = rng.standard_normal((narrow, read, 3, 3), np.float32)
+                found[f"{at}.{part}.{k}.conv2.weight"] = rng.standard_normal((narrow, narrow, 3, 3), np.float32)
+        return found
+
+    a = decoder(1, "decoder.up", "block", back=False)
+    other, true = (decoder(seed, "decoder.up_blocks", "resnets", back=True) for seed in (2, 1))
+    assert differing(made_of(tmp_path, a, other), true) == []
+
+
 def test_one_shape_in_common_is_no_map(tmp_path: Path) -> None:
     one, two = (
         save(tmp_path / "a.safetensors", models.encoder()),

@@ -117,6 +117,26 @@ def test_independent_weights_in_fitting_layouts_do_not_use_the_file(tmp_path: Pa
     assert tried(tmp_path, separate(0), fused(separate(1)), toy(tmp_path / "toy.yaml")) is None
 
 
+@pytest.mark.usefixtures("installed")
+def test_models_that_share_no_values_are_mapped_by_the_file_and_nothing_is_certified(tmp_path: Path) -> None:
+    one = save(tmp_path / "a.safetensors", separate(0))
+    two = save(tmp_path / "b.safetensors", fused(separate(1)))
+    mapping = find_mapping(open_checkpoint(one), open_checkpoint(two))
+    assert mapping.pair == ("toy",)
+    told = {to: set(rule.source) for rule in mapping.rules for to in rule.to}
+    assert told["net.{i}.experts"] == {"layers.{i}.expert.{e}"}
+    assert told["head"] == {"top"}
+    assert not any(rule.evidence and rule.evidence.certified for rule in mapping.rules)
+    assert {rule.how for rule in mapping.rules if rule.to[0] != "net.{i}.qk"} == {"name"}
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_file_that_speaks_of_the_lesser_part_of_a_stranger_is_not_used(tmp_path: Path) -> None:
+    b = fused(separate(1)) | {"other.table": np.random.default_rng(2).standard_normal((256, 256)).astype(np.float32)}
+    one, two = save(tmp_path / "a.safetensors", separate(0)), save(tmp_path / "b.safetensors", b)
+    assert find_mapping(open_checkpoint(one), open_checkpoint(two)).pair == ()
+
+
 def test_equal_gains_and_heads_of_strangers_do_not_bring_the_file_in(tmp_path: Path) -> None:
     a, b = separate(0), separate(1)
     b |= {n: a[n] for n in a if n.endswith("norm") or n == "top"}
@@ -307,6 +327,16 @@ def test_the_commands_say_which_stored_layout_they_used(tmp_path: Path, lineage:
     ran = lineage(command, one, two, "-o", out)
     assert "used the stored layout toy, certified by the weights" in ran.err
     assert "\npair: toy\n" in (out / "mapping.yaml" if command == "investigate" else out).read_text()
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("command", ["map", "investigate"])
+def test_the_commands_say_that_the_weights_do_not_bear_a_stored_layout_out(
+    tmp_path: Path, lineage: Lineage, command: str
+) -> None:
+    one, two = save(tmp_path / "a.safetensors", separate(0)), save(tmp_path / "b.safetensors", fused(separate(1)))
+    ran = lineage(command, one, two)
+    assert "used the stored layout toy, by names and shapes; the weights share no values" in ran.err
 
 
 def test_headers_that_no_stored_layout_fits_are_no_error_but_no_map(tmp_path: Path, lineage: Lineage) -> None:

@@ -36,7 +36,7 @@ def align(a: Checkpoint, b: Checkpoint, mapping: Mapping, *, seed: int = 0, thre
     a, b : the claimed ancestor and the suspect
     mapping : from A's layout to B's, as found; only names and shapes of what it pairs are used
     seed : of samples and of the shuffles that break ties
-    threads : kept for callers that share their settings; the work is in matrix products
+    threads : that fit layers at the same time
 
     Returns
     -------
@@ -54,7 +54,7 @@ def align(a: Checkpoint, b: Checkpoint, mapping: Mapping, *, seed: int = 0, thre
         found = None if turned is None else _inverse(turned)
     elif stacks:
         plain = all(_plain(common, anatomy) for anatomy in stacks)
-        found = None if plain else _aligned(a, b, mapping, common, stacks, seed=seed)
+        found = None if plain else _aligned(a, b, mapping, common, stacks, seed=seed, threads=threads)
     else:
         found = _convolved(a, b, mapping, common, seed=seed)
     if found is None or found.holds:
@@ -89,10 +89,10 @@ def _plain(common: Common, anatomy: Anatomy) -> bool:
 
 
 def _aligned(
-    a: Checkpoint, b: Checkpoint, mapping: Mapping, common: Common, stacks: list[Anatomy], *, seed: int
+    a: Checkpoint, b: Checkpoint, mapping: Mapping, common: Common, stacks: list[Anatomy], *, seed: int, threads: int
 ) -> Aligned | None:
     weights = Weights(common)
-    fits = [fit_stack(weights, anatomy, seed=seed) for anatomy in stacks]
+    fits = [fit_stack(weights, anatomy, seed=seed, threads=threads) for anatomy in stacks]
     main = fits[0]
     held = [fit for fit in fits if fit.holds]
     found = tuple(trait for fit in held for trait in traits(fit, weights))

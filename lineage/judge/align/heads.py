@@ -285,8 +285,7 @@ def _query(
     order = np.empty(len(b), np.intp)
     made = np.empty(b.shape)
     for k, group in enumerate(groups):
-        turn = np.linalg.inv(keys[k]).T
-        turned = np.einsum("ij,hjd->hid", turn, a[group * each : (group + 1) * each])
+        turned = np.linalg.inv(keys[k]).T @ a[group * each : (group + 1) * each]
         mine = b[k * each : (k + 1) * each]
         alike = np.array([[cosine(x, y) for y in mine] for x in turned])
         take = _order(alike, seed) if group == k else _any_order(alike, seed)
@@ -308,7 +307,7 @@ def _out(block: Block, order: NDArray[np.intp], values: Sequence[Floats], size: 
     each = len(order) // len(values)
     turns = [values[h // each] for h in range(len(order))]
     duals = np.stack([np.linalg.inv(turn).T for turn in values])
-    made = np.einsum("hij,hjd->hid", duals[np.arange(len(order)) // each], a[order])
+    made = duals[np.arange(len(order)) // each] @ a[order]
     return turns, cosine(made, b)
 
 

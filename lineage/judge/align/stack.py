@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from lineage.judge.align.neurons import Hidden, fit_hidden, match_units
 from lineage.judge.align.records import Shown
 from lineage.judge.align.residual import Frame, candidates, frame, order_of, rotation_of
 from lineage.judge.align.turns import Turn
-from lineage.judge.align.weights import Weights, cosine, unit_cosines
+from lineage.judge.align.weights import Weights, cosine, moments, unit_cosines
+from lineage.match.spread import spread
 
 __all__ = ["LayerFit", "StackFit", "fit_stack"]
 
@@ -28,6 +30,8 @@ Sides = tuple[Floats, Floats]
 PROBES, FEW_PROBES, MISPAIRED = 4, 2, 3
 #: channels from which decompositions cost seconds: there a first look comes before, and what explains half is enough
 LARGE = 512
+#: units of B from which on every second, third, ... one chooses the norm that it reads through
+SAMPLED = 1024
 #: cosine of a first look below which nothing is fitted. Strangers reach 0.01 to 0.36, a base trained on for three times
 #: its own steps 0.38 and 0.40, other relatives 0.8 and more (zoo)
 LEAST_LOOK = 0.3
@@ -89,26 +93,28 @@ class StackFit(msgspec.Struct, frozen=True, kw_only=True):
         return holds(self.cosine, self.floor)
 
 
-def fit_stack(weights: Weights, anatomy: Anatomy, *, seed: int) -> StackFit:
+def fit_stack(weights: Weights, anatomy: Anatomy, *, seed: int, threads: int = 1) -> StackFit:
     """Everything about one stack.
 
     Notes
     -----
     A few layers choose the families; if nothing holds there, no other layer is read.
     """
-    return _Stack(weights, anatomy, seed).fit()
+    return _Stack(weights, anatomy, seed, threads).fit()
 
 
 class _Stack:
     """State of one fit."""
 
-    def __init__(self, weights: Weights, anatomy: Anatomy, seed: int) -> None:
-        self.weights, self.anatomy, self.seed = weights, anatomy, seed
+    def __init__(self, weights: Weights, anatomy: Anatomy, seed: int, threads: int) -> None:
+        self.weights, self.anatomy, self.seed, self.threads = weights, anatomy, seed, threads
         self.large = max(anatomy.residual) > LARGE
         count, wanted = len(anatomy.layers), FEW_PROBES if self.large else PROBES
         self.probes = [anatomy.layers[k] for k in np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int))]
         self.residual = self.outside = Turn(length=anatomy.residual[0])
         self.norms: dict[str, int | None] = self._guessed()
+        self._fits: dict[tuple[int, int, int | None], list[Hidden]] = {}
+        self._fitted_in = self.residual
         self.size: int | None = None
         self.families: tuple[int, int] | None = None
 
@@ -157,13 +163,15 @@ class _Stack:
         self._refine(rows, family)
         self._attention(promising)
         floor = self._floor()
-        fits = [self._layer(layer, layer) for layer in self.probes]
+        fits = self._layers(self.probes)
         shown = [s for fit in fits for s in fit.shown]
         reached = _mean(s.cosine for s in shown)
         if not holds(reached, floor):
             return self._result(family, rows, (), shown, reached, floor)
         done = {fit.layer.number: fit for fit in fits}
-        layers = tuple(done.get(x.number) or self._layer(x, x) for x in self.anatomy.layers)
+        rest = [layer for layer in self.anatomy.layers if layer.number not in done]
+        done |= {fit.layer.number: fit for fit in self._layers(rest)}
+        layers = tuple(done[layer.number] for layer in self.anatomy.layers)
         shown = [s for fit in layers for s in fit.shown]
         return self._result(family, rows, layers, shown, _mean(s.cosine for s in shown), floor)
 
@@ -205,11 +213,17 @@ class _Stack:
         return {"mlp": count - 1 if count else None, "attention": 0 if count else None}
 
     def _mlps(self, one: Layer, two: Layer) -> list[Hidden]:
-        fits = []
-        for a, b in zip(one.mlps, two.mlps, strict=True):
-            writers = [self.sides(p, other=q) for p, q in zip(a.writers, b.writers, strict=True)]
-            fits.append(fit_hidden(self.readers(a, b, one, two), writers, seed=self.seed))
-        return fits
+        """Fits of the MLPs of two layers, made once for a residual transform."""
+        if self._fitted_in is not self.residual:
+            self._fits, self._fitted_in = {}, self.residual
+        key = (one.number, two.number, self.norms["mlp"])
+        if key not in self._fits:
+            self._fits[key] = [self._mlp(a, b, one, two) for a, b in zip(one.mlps, two.mlps, strict=True)]
+        return self._fits[key]
+
+    def _mlp(self, a: Mlp, b: Mlp, one: Layer, two: Layer) -> Hidden:
+        writers = [self.sides(p, other=q) for p, q in zip(a.writers, b.writers, strict=True)]
+        return fit_hidden(self.readers(a, b, one, two), writers, seed=self.seed)
 
     def _norms(self) -> None:
         """Lets values choose the norm before each kind of reader."""
@@ -229,9 +243,11 @@ class _Stack:
         self.norms["attention"] = rest[0]
 
     def _alike(self, readers: Sequence[Sides]) -> float:
-        """Mean likeness of units matched on these readers."""
-        take = match_units([a for a, _ in readers], [b for _, b in readers], seed=self.seed)
-        return float(np.mean([np.abs(unit_cosines(a[take], b)) for a, b in readers]))
+        """Mean likeness of units (of some, where they are many) matched on these readers."""
+        step = max(1, len(readers[0][1]) // SAMPLED)
+        some = [(a, b[::step]) for a, b in readers]
+        take = match_units([a for a, _ in some], [b for _, b in some], seed=self.seed)
+        return float(np.mean([np.abs(moments(a, b, take).cosines) for a, b in some]))
 
     def _refine(self, rows: Frame | None, family: str) -> None:
         """Fits the residual transform again with what the matched units of the probes read."""
@@ -244,11 +260,12 @@ class _Stack:
                 turned = self.readers(mlp, mlp, layer, layer)
                 take = match_units([a for a, _ in turned], [b for _, b in turned], seed=self.seed)
                 for part, (one, two) in zip(mlp.readers, turned, strict=True):
-                    near = np.abs(unit_cosines(one[take], two)) > 0.5
-                    sign = np.sign(unit_cosines(one[take], two))[:, None]
-                    size = float(np.sqrt(np.mean(np.square(two)))) or 1.0
-                    raw = self.weights.part(0, part, gains[0])[take]
-                    pairs.append(((raw * sign)[near] / size, two[near] / size))
+                    along = moments(one, two, take)
+                    near = np.flatnonzero(np.abs(along.cosines) > 0.5)
+                    near = near[:: max(1, len(near) // max(self.anatomy.residual))] if self.large else near
+                    size = float(np.sqrt(along.two.sum() / two.size)) or 1.0
+                    raw = self.weights.part(0, part, gains[0])[take[near]]
+                    pairs.append((raw * np.sign(along.dots[near])[:, None] / size, two[near] / size))
         a, b = np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
         self.residual = rotation_of(b.T @ a) if family == "rotation" else order_of(a, b, seed=self.seed)
 
@@ -258,7 +275,7 @@ class _Stack:
         sizes = head_sizes(blocks[0]) if blocks else []
         if not sizes:
             return
-        self.size = likely_size(blocks, sizes)
+        self.size = likely_size(blocks[:1] if self.large else blocks, sizes)
         guess = self.norms["attention"]
         scores: dict[int | None, float] = {}
         for at in range(min(len(layer.gains) for layer in self.anatomy.layers)):
@@ -278,6 +295,11 @@ class _Stack:
         for layer in layers:
             for block in layer.attentions:
                 yield self.block(layer, layer, block, block)
+
+    def _layers(self, layers: Sequence[Layer]) -> list[LayerFit]:
+        """Fits of whole layers, some at the same time."""
+        sizes = [sum(math.prod(part.units) for mlp in layer.mlps for part in mlp.readers) for layer in layers]
+        return spread(lambda layer: self._layer(layer, layer), layers, sizes, self.threads)
 
     def _layer(self, one: Layer, two: Layer) -> LayerFit:
         mlps = self._mlps(one, two)

@@ -112,7 +112,7 @@ def _on_grids(
 
     What is too short to show a grid of its own has no vote.
     """
-    names = [sample.name for sample in material.samples if _room(mine(sample.name))]
+    names = [name for name in material.sampled if _room(mine(name))]
     hits: list[Gridded] = []
     for at, name in enumerate(names):
         if len(hits) + len(names) - at < MOST * len(names):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import STORAGE, decode, encode
 from lineage.layout.axes import LayoutError, Shape
-from lineage.layout.operations.base import Operation, Single, axis_of
+from lineage.layout.operations.base import Operation, Rows, Single, axis_of
 from lineage.layout.operations.data import Data
 
 __all__ = ["Add", "Cast", "Matmul", "Scale"]
@@ -59,6 +59,11 @@ class _Constant(Single):
     def one_shape(self, shape: Shape) -> Shape:
         self._operand(shape)
         return shape
+
+    def rows(self, start: int, stop: int, shape: Shape) -> tuple[Operation | None, Rows] | None:
+        along = isinstance(self.by, Data) and axis_of(self.axis or 0, len(shape), self.word) == 0
+        part = replace(self, by=Data(self.by.array[start:stop])) if along and isinstance(self.by, Data) else self
+        return part, range(start, stop)
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         if not isinstance(self.by, Data):
@@ -128,6 +133,9 @@ class Cast(Single):
     def inverse(self, count: int | None, lengths: Mapping[str, int]) -> tuple[Operation, ...]:
         return ()
 
+    def inside(self, dimensions: int) -> Cast:
+        return self
+
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         return {self.word: self.to}
 
@@ -157,6 +165,10 @@ class Matmul(Single):
         product = np.tensordot(matrix, wide, (1, 0)) if self.side == "left" else np.tensordot(wide, matrix, (-1, 0))
         return _back(product, array.dtype)
 
+    def known(self, masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        # every element is a sum over an axis: one unknown place spoils it
+        return [np.full(self.one_shape(mask.shape), mask.all()) for mask in masks]
+
     def one_shape(self, shape: Shape) -> Shape:
         rows, columns = self.matrix.array.shape
         inner, length = (columns, shape[:1]) if self.side == "left" else (rows, shape[-1:])
@@ -175,6 +187,11 @@ class Matmul(Single):
             return (Matmul(self.side, Data(np.linalg.inv(matrix))),)
         except np.linalg.LinAlgError as exc:
             raise LayoutError("matmul: a singular matrix cannot be undone") from exc
+
+    def rows(self, start: int, stop: int, shape: Shape) -> tuple[Operation | None, Rows] | None:
+        if self.side == "left":
+            return Matmul("left", Data(self.matrix.array[start:stop])), range(shape[0])
+        return (self, range(start, stop)) if len(shape) > 1 else None
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         key = f"matmul-{self.matrix.key}"

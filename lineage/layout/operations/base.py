@@ -10,16 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lineage.layout.axes import LayoutError, Shape
 
-__all__ = ["NOTHING", "Operation", "Segment", "Single", "axis_of", "outer"]
+__all__ = ["NOTHING", "Operation", "Rows", "Segment", "Single", "axis_of", "outer"]
 
 #: input index of a segment whose elements nobody knows
 NOTHING = -1
 #: (input, start, stop): a flat range of one input, in C order
 Segment = tuple[int, int, int]
+#: places along the first axis
+Rows = Sequence[int]
 
 
 class Operation(ABC):
@@ -84,6 +87,10 @@ class Operation(ABC):
         """Dtype word of the results for inputs of the dtype `word`."""
         return word
 
+    def known(self, masks: Sequence[NDArray[np.bool_]]) -> Sequence[NDArray[np.bool_]]:
+        """Which places of each result somebody knows, from the places of each input that somebody knows."""
+        return self.apply(masks) if self.moves else masks
+
     def flat(self, shapes: Sequence[Shape]) -> list[list[Segment]] | None:
         """Each result as few flat ranges of the inputs, or None where elements are interleaved."""
         del shapes
@@ -98,6 +105,15 @@ class Operation(ABC):
         """
         del dimensions
         return None
+
+    def rows(self, start: int, stop: int, shape: Shape) -> tuple[Operation | None, Rows] | None:
+        """How rows [start, stop) of a result come from an input of this shape, None where all of it has to be made.
+
+        Returns
+        -------
+        the operation that makes them (None: nothing is left to do) and the rows of the input that it acts on
+        """
+        return (self, range(start, stop)) if self.single and shape and self.inside(len(shape)) is not None else None
 
     @abstractmethod
     def document(self, data: dict[str, NDArray[Any]]) -> Any:

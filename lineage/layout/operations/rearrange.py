@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from lineage.layout.axes import Pattern, Shape, parse_pattern
-from lineage.layout.operations.base import Segment, Single
+from lineage.layout.operations.base import Operation, Rows, Segment, Single
 
 __all__ = ["Rearrange"]
 
@@ -63,6 +63,13 @@ class Rearrange(Single):
         if not left or left[:1] != right[:1] or len(left[0]) != 1 or left[0][0] == "...":
             return None
         return Rearrange(str(Pattern(left[1:], right[1:])), self.sizes)
+
+    def rows(self, start: int, stop: int, shape: Shape) -> tuple[Operation, Rows] | None:
+        if self.inside(len(shape)) is None:
+            return None
+        # the first axis keeps its name and loses its length
+        sizes = tuple((name, size) for name, size in self.sizes if name != self.parsed.left[0][0])
+        return Rearrange(self.pattern, sizes), range(start, stop)
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         return self.pattern

@@ -7,7 +7,7 @@ unknown until another rule fills it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.layout.axes import LayoutError, Shape
-from lineage.layout.operations.base import NOTHING, Operation, Segment, Single, axis_of, outer
+from lineage.layout.operations.base import NOTHING, Operation, Rows, Segment, Single, axis_of, outer
 from lineage.layout.operations.data import Run, compressed, key_of, positions
 
 __all__ = ["Pad", "Slice", "Take"]
@@ -181,6 +181,11 @@ class Take(Single):
         back[used[::-1]] = known[::-1]
         return (Take(self.axis, back, len(self.places)),)
 
+    def rows(self, start: int, stop: int, shape: Shape) -> tuple[Operation | None, Rows] | None:
+        if self.partial or self._axis(shape):
+            return super().rows(start, stop, shape)
+        return None, self.places[start:stop].tolist()
+
     def inside(self, dimensions: int) -> Take | None:
         axis = axis_of(self.axis, dimensions, self.word)
         return Take(axis - 1, self.places, self.of) if axis else None
@@ -234,6 +239,9 @@ class Pad(Single):
         width = [(0, 0)] * array.ndim
         width[axis] = (self.before, self.after)
         return np.pad(array, width, constant_values=array.dtype.type(self.value or 0))
+
+    def known(self, masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        return [replace(self, value=float(self.value is not None)).one(mask) for mask in masks]
 
     def one_shape(self, shape: Shape) -> Shape:
         axis = axis_of(self.axis, len(shape), self.word)
