@@ -79,13 +79,32 @@ def common_layout(a: Checkpoint, b: Checkpoint, mapping: LayoutMapping) -> Commo
 
 
 def _named_alike(mapping: LayoutMapping, a: Checkpoint, b: Checkpoint) -> LayoutMapping:
-    """The mapping, and a rule for each name of both sides that it left over: a pairing by name looks at no values."""
-    left = set(mapping.unmatched_source) & set(mapping.unmatched_target)
-    if not left:
-        return mapping
-    shared = [n for n, s in a.specs.items() if n in left and len(s.shape) == len(b.specs[n].shape) and "{" not in n]
+    """The mapping, and a rule for each tensor that it left over and that only one of the other side can be.
+
+    Equal names pair tensors, and outside the layers a shape that nothing else has: an embedding that A stores once and
+    B twice, as its head, too. Neither looks at values.
+    """
+    left_a = [n for n in dict.fromkeys(mapping.unmatched_source) if n in a.specs and "{" not in n]
+    left_b = [n for n in dict.fromkeys(mapping.unmatched_target) if n in b.specs]
+    there = set(left_b)
+    shared = [n for n in left_a if n in there and len(a.specs[n].shape) == len(b.specs[n].shape)]
     del shared[MOST_ALIKE:]
-    return msgspec.structs.replace(mapping, rules=(*mapping.rules, *(Rule(to=(n,), source=(n,)) for n in shared)))
+    pairs = [(n, n) for n in shared]
+    alone = [(c, [n for n in left if n not in shared and not _numbered(n)]) for c, left in ((a, left_a), (b, left_b))]
+    shapes: list[dict[Shape, list[str]]] = [{}, {}]
+    for side, (checkpoint, names) in enumerate(alone):
+        for name in names:
+            shapes[side].setdefault(checkpoint.specs[name].shape, []).append(name)
+    for shape, (mine, theirs) in ((shape, (shapes[0][shape], shapes[1].get(shape, []))) for shape in shapes[0]):
+        if len(mine) == 1 and len(theirs) <= 2 and sum(n > 1 for n in shape) > 1:
+            pairs += [(mine[0], name) for name in theirs]
+    if not pairs:
+        return mapping
+    return msgspec.structs.replace(mapping, rules=(*mapping.rules, *(Rule(to=(y,), source=(x,)) for x, y in pairs)))
+
+
+def _numbered(name: str) -> bool:
+    return any(part.isdigit() for part in name.replace("/", ".").split("."))
 
 
 def unfitted(mapping: LayoutMapping) -> LayoutMapping:

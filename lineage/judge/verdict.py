@@ -59,6 +59,9 @@ AKIN, AKIN_SHARE = 0.35, 0.3
 #: chains of linear ones): students of every layer's features reach 0.97 in the first matrix and 0.45 to 0.7 in half of
 #: the others, a base trained on for twice its own steps 0.82 to 0.96
 ALL_SHOWN, ALL_SHOWN_SHARE = 0.75, 0.5
+#: ... or else, where either side was pruned, the relative difference of the values that both have: of a pruned copy 0,
+#: tuned 0.3 at most, of a pruned student of all features 0.55
+BOTH_HAVE = 0.35
 #: share of the way from mispaired matrices to equality beyond which matched ones agree for another reason than shared
 #: statistics. Zoo: strangers below 0, siblings of one initialisation 0.1, relatives that nothing disguises 0.6 to 1
 FAR_ABOVE = 0.5
@@ -233,8 +236,20 @@ def _taught(material: Material, stands: list[AxisTest]) -> bool:
     if any(_inherited(material, p) for p in content if p.equal or (hidden and (p.cosine or 0.0) >= INHERITED)):
         return False
     cosine, share = (AKIN, AKIN_SHARE) if hidden else (ALL_SHOWN, ALL_SHOWN_SHARE)
-    akin = sum(p.size for p in content if (p.cosine or 0.0) >= cosine)
+    akin = sum(p.size for p in content if (p.cosine or 0.0) >= cosine or _left_of_it(material, p))
     return akin < share * sum(p.size for p in content)
+
+
+def _left_of_it(material: Material, pair: Pair) -> bool:
+    """True where one side has exact zeros in place of values, and the others are nearly the same."""
+    from lineage.judge.relations.values import SPARSE
+
+    if pair.zero_a is None or pair.zero_b is None or abs(pair.zero_b - pair.zero_a) <= SPARSE:
+        return False
+    sample = material.sample(pair.name)
+    both = (sample.a != 0) & (sample.b != 0)
+    a, b = sample.a[both].astype(float), sample.b[both].astype(float)
+    return len(b) >= FEWEST_UNITS and float(((a - b) ** 2).sum()) <= BOTH_HAVE**2 * float((b**2).sum())
 
 
 def _inherited(material: Material, pair: Pair) -> bool:

@@ -181,6 +181,16 @@ def test_large_strangers_are_told_before_anything_is_fitted(monkeypatch: pytest.
     assert worst(relative, a, disguises.everything(a, 5)) > 0.9999
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_disguise_is_undone_where_one_side_stores_its_embedding_once_and_the_other_as_its_head_too(seed: int) -> None:
+    tied = {name: x for name, x in language_model(1).items() if name != "lm_head.weight"}
+    other = language_model(seed) | {"lm_head.weight": language_model(seed)["model.embed_tokens.weight"]}
+    words = {"model.embed_tokens.weight": "words", "lm_head.weight": "scores"}
+    disguised = {words.get(name, name): x for name, x in disguises.everything(other, 5).items()}
+    result = aligned(tied, disguised)
+    assert (result is not None and result.holds) is (seed == 1)
+
+
 def test_networks_of_blocks_that_nobody_could_take_apart_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lineage.judge.align.alignment.anatomies", lambda shapes: [])
     a = language_model(1)

@@ -249,3 +249,15 @@ def test_a_student_of_all_features_is_spared_and_a_tuned_copy_is_not() -> None:
     taught = {n: 0.6 * v + 0.9 * student[n] * v.std() / student[n].std() for n, v in teacher.items()}
     assert verdict(teacher, {n: np.asarray(v, np.float32) for n, v in taught.items()}).related is not True
     assert verdict(teacher, moved(teacher, 6, 0.2)).related is True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_of_which_a_tenth_is_left_is_found_and_such_a_student_is_not(kind: str) -> None:
+    def rest(tensors: Arrays) -> Arrays:
+        return changed(tensors, lambda _, v: v if v.ndim < 2 else np.where(abs(v) < np.quantile(abs(v), 0.9), 0, v))
+
+    teacher, student = KINDS[kind](2, seed=5)
+    taught = {n: 0.6 * v + 0.8 * student[n] * v.std() / student[n].std() for n, v in teacher.items()}
+    assert verdict(teacher, rest({n: np.asarray(v, np.float32) for n, v in taught.items()})).related is not True
+    if kind == "chains":  # the others are too small for a test that could accuse
+        assert verdict(teacher, rest(teacher)).related is True

@@ -147,6 +147,14 @@ def test_halves_laid_out_the_other_way_round_are_fused_and_not_permuted() -> Non
     assert (found.class_, found.relations) == ("copied", ("fused",))
 
 
+def test_axes_that_are_taken_apart_only_to_pick_units_are_permuted_and_not_fused() -> None:
+    order = np.random.default_rng(2).permutation(12)
+    ops = (Rearrange("(h d) k -> h d k", {"d": 12}), Take(1, order), Rearrange("h d k -> (h d) k", {"d": 12}))
+    rules = tuple(Rule(to=(n,), source=(n,), ops=ops if "gate" in n else ()) for n in BASE)
+    other = {n: v.reshape(4, 12, -1)[:, order].reshape(v.shape) if "gate" in n else v for n, v in BASE.items()}
+    assert tags(other, Mapping(rules=rules)) == {"permuted"}
+
+
 def test_another_dtype_is_cast() -> None:
     assert tags(BASE, words=("F32", "F16")) == {"cast"}
 

@@ -87,7 +87,7 @@ def fused(material: Material) -> Finding | None:
     changed = [
         i
         for i in material.instances
-        if any(_relays(op) for op in _flat(i.rule.ops)) and not set(i.target_names) <= vocabulary
+        if any(_relays(op) for op in _lasting(i.rule.ops)) and not set(i.target_names) <= vocabulary
     ]
     names = [name for i in changed for name in i.target_names]
     count = len(dict.fromkeys(names))
@@ -386,6 +386,19 @@ def _flat(ops: tuple[Operation, ...]) -> Iterator[Operation]:
                 yield from _flat(chain)
         else:
             yield op
+
+
+def _lasting(ops: tuple[Operation, ...]) -> list[Operation]:
+    """The operations without rearrangements that a later one takes back: units were picked in between."""
+    kept: list[Operation] = []
+    for op in _flat(ops):
+        back = " -> ".join(reversed(op.pattern.split(" -> "))) if isinstance(op, Rearrange) else ""
+        other = next((k for k in kept if isinstance(k, Rearrange) and k.pattern == back), None)
+        if other is None:
+            kept.append(op)
+        else:
+            kept.remove(other)
+    return kept
 
 
 def _relays(op: Operation) -> bool:
