@@ -8,6 +8,7 @@ use, halves and neighbours); without them any basis goes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -31,13 +32,45 @@ MOST_TRIED = 256
 USUAL = (32, 40, 48, 64, 72, 80, 88, 96, 104, 112, 120, 128, 160, 192, 224, 256, 512)
 
 
-class Block(msgspec.Struct, frozen=True):
-    """One attention block; each matrix as (units, channels) of A, channels already those of B, and of B."""
+class Block:
+    """One attention block; each matrix as (units, channels) of A, channels already those of B, and of B.
 
-    query: Sides
-    key: Sides
-    value: Sides
-    out: Sides
+    Parameters
+    ----------
+    query, key, value, out : make the matrices when they are asked for: turning a wide one takes seconds
+    lengths : units of A and of B, of queries and of keys
+    """
+
+    def __init__(
+        self,
+        query: Callable[[], Sides],
+        key: Callable[[], Sides],
+        value: Callable[[], Sides],
+        out: Callable[[], Sides],
+        lengths: Sequence[tuple[int, int]],
+    ) -> None:
+        self._made = query, key, value, out
+        self.lengths = lengths
+
+    @cached_property
+    def query(self) -> Sides:
+        """What finds."""
+        return self._made[0]()
+
+    @cached_property
+    def key(self) -> Sides:
+        """What is found."""
+        return self._made[1]()
+
+    @cached_property
+    def value(self) -> Sides:
+        """What is passed on."""
+        return self._made[2]()
+
+    @cached_property
+    def out(self) -> Sides:
+        """What reads the values, its units first."""
+        return self._made[3]()
 
 
 class Heads(msgspec.Struct, frozen=True):
@@ -156,7 +189,7 @@ KEY_FAMILIES: tuple[tuple[str, Family], ...] = (
 
 def head_sizes(block: Block) -> list[int]:
     """Units that a head may have: what divides the units of queries and of keys on both sides."""
-    lengths = [len(rows) for pair in (block.query, block.key) for rows in pair]
+    lengths = [length for pair in block.lengths for length in pair]
     top = min(lengths)
     usual = range(LEAST_SIZE, top + 1, 2) if top <= MOST_TRIED else USUAL
     sizes = [n for n in usual if all(length % n == 0 for length in lengths)]
@@ -165,7 +198,7 @@ def head_sizes(block: Block) -> list[int]:
 
 def _fits(block: Block, size: int) -> bool:
     """Whether B has no more heads than A, and as many queries a key."""
-    queries, keys = ([len(rows) // size for rows in pair] for pair in (block.query, block.key))
+    queries, keys = ([length // size for length in pair] for pair in block.lengths)
     return queries[0] >= queries[1] and keys[0] >= keys[1] and queries[0] * keys[1] == queries[1] * keys[0]
 
 

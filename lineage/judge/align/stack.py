@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -143,11 +144,13 @@ class _Stack:
     def block(self, one: Layer, two: Layer, a: Attention, b: Attention) -> Block:
         """An attention block of A and one of B."""
         gains = self.gains("attention", one, two)
+        lengths = [(x.units[0], y.units[1]) for x, y in ((a.query, b.query), (a.key, b.key))]
         return Block(
-            self.sides(a.query, gains, b.query),
-            self.sides(a.key, gains, b.key),
-            self.sides(a.value, gains, b.value),
-            self.sides(a.out, other=b.out),
+            partial(self.sides, a.query, gains, b.query),
+            partial(self.sides, a.key, gains, b.key),
+            partial(self.sides, a.value, gains, b.value),
+            partial(self.sides, a.out, other=b.out),
+            lengths,
         )
 
     # -- steps
@@ -289,7 +292,8 @@ class _Stack:
         scores: dict[int | None, float] = {}
         for at in range(min(len(layer.gains) for layer in self.anatomy.layers)):
             self.norms["attention"] = at
-            scores[at] = float(np.mean([agreement(b, self.size) for b in self._blocks(self.probes)]))
+            probes = self._blocks(self.probes[:1] if self.large else self.probes)
+            scores[at] = float(np.mean([agreement(b, self.size) for b in probes]))
         if scores:
             best = max(scores, key=lambda at: scores[at])
             self.norms["attention"] = best if better(scores[best], scores[guess]) else guess
