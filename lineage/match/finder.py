@@ -81,6 +81,9 @@ class Finder:
         self.turn: bool | None = None
         self.roles: Roles = load_roles()
         self.found: dict[str, Match] = {}
+        self.told: dict[str, Provenance] = {}
+        #: targets that equal rows tell in part only: the rest may be new, or parts that were trained further
+        self.rests: list[Match] = []
         self.extra: list[Match] = []
         self.used_a: set[str] = set()
         self.certified: list[Certified] = []
@@ -148,6 +151,8 @@ class Finder:
             self.progress("near copies")
             self.wholes([w for w in alike if w.even and w.b not in self.found])
             self._near(matrices=True)
+            for match in self.rests:
+                self.keep(match)
             self.siblings()  # before vectors are compared by themselves: the way of their matrix says more
             self._near(matrices=False)
             expected = self._expected()
@@ -177,7 +182,22 @@ class Finder:
     def _near(self, *, matrices: bool) -> None:
         """Takes in what rows nearly tell of the matrices, or of the vectors, that are left."""
         left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
-        self.rows(near_rows(self.a, self.b, self.left_a(), left, seed=self.seed), exactly=False)
+        spare = self._spare() if left else []
+        found = near_rows(self.a, self.b, [*self.left_a(), *spare], left, seed=self.seed)
+        shared = {name for p in found for name, _ in p.sources}.intersection(spare)
+        # parts that were found before tell where the whole goes, and what stands beside it
+        beside = [p for p in self.told.values() if shared.intersection(name for name, _ in p.sources)]
+        self.rows([*found, *beside], exactly=False)
+
+    def _spare(self) -> list[str]:
+        """A's tensors that matches use in part: what lies beside that part may have been trained further."""
+        taken: dict[str, float] = {}
+        for match in self.matches():
+            sources = _flat(match.sources)
+            share = sum(self.b.size(t) for t in _flat(match.targets)) / len(sources)
+            for source in sources:
+                taken[source] = taken.get(source, 0.0) + share
+        return [s for s in self.everything(self.a) if s in self.used_a and taken.get(s, 0.0) < self.a.size(s)]
 
     def siblings(self) -> None:
         """Takes in biases and gains that go the way of the matrix beside them."""
@@ -228,7 +248,21 @@ class Finder:
         """Takes fusions, splits and permutations in."""
         for component in components(found, self.a, exact=exactly):
             for match in explained(component, self.a, self.b, self.names, exact=exactly):
-                self.keep(match)
+                if exactly and any(op.partial for op in match.ops):
+                    self.rests.append(match)
+                else:
+                    self._widen(match)
+        spare = set(self._spare())  # of all others nothing more will be asked, and rows are many
+        self.told |= {p.name: p for p in found if p.name in self.found and any(n in spare for n, _ in p.sources)}
+
+    def _widen(self, match: Match) -> None:
+        """Takes a match in, in place of those of single parts of it where it tells of more."""
+        targets = set(_flat(match.targets))
+        before = {t: self.found[t] for t in targets if t in self.found}
+        if len(before) < len(targets) and all(targets.issuperset(_flat(m.targets)) for m in before.values()):
+            for target in before:
+                del self.found[target]
+        self.keep(match)
 
     def anew(self) -> None:
         """Takes in families of tensors that correspond though their values do not."""
