@@ -10,6 +10,7 @@ import numpy as np
 from lineage.checkpoint import Checkpoint
 from lineage.layout.induce import Match, induce
 from lineage.layout.mapping import How, Mapping, Side, settled
+from lineage.layout.operations import Operation
 from lineage.match.anew import Anew
 from lineage.match.certify import Certified, certify
 from lineage.match.chains import Names, reordered
@@ -39,6 +40,7 @@ LIKE = 0.6
 MOST_FAMILIES = 0.4
 
 Progress = Callable[[str], None]
+_Kind = tuple[str, str, tuple[int, ...], tuple[int, ...]]
 
 
 def find_mapping(
@@ -301,8 +303,10 @@ class Finder:
         """Takes in what only structure tells."""
         expected = self._expected()
         structure = Structure(self.a, self.b, self.links, self.roles, expected=expected, seed=self.seed)
-        for match in structure.matches(self.left_a(), self.left_b(), self.names):
-            self.keep(match)
+        guesses = structure.matches(self.left_a(), self.left_b(), self.names)
+        chains = self._chains() if guesses else {}
+        for match in guesses:
+            self.keep(self._like_others(match, chains))
         left = self.left_b()
         while expected and left:
             # what B holds twice (doubled layers): only where values say so
@@ -313,6 +317,29 @@ class Finder:
             left, before = self.left_b(), left
             if len(left) == len(before):
                 break
+
+    def _chains(self) -> dict[_Kind, list[tuple[Operation, ...]]]:
+        """How the tensors of each kind that are matched one to one are laid out."""
+        found: dict[_Kind, list[tuple[Operation, ...]]] = {}
+        for match in self.matches():
+            kind = self._kind(match)
+            if kind is not None and match.ops not in (chains := found.setdefault(kind, [])):
+                chains.append(match.ops)
+        return found
+
+    def _kind(self, match: Match) -> _Kind | None:
+        """What a match of one tensor with one says but for the numbers in names; None for any other."""
+        x, y = _flat(match.sources), _flat(match.targets)
+        if len(x) > 1 or len(y) > 1:
+            return None
+        return skeleton(x[0]), skeleton(y[0]), self.a.checkpoint.specs[x[0]].shape, self.b.checkpoint.specs[y[0]].shape
+
+    def _like_others(self, match: Match, known: dict[_Kind, list[tuple[Operation, ...]]]) -> Match:
+        """A guess laid out as its kind is in other layers, where those agree: an order of rows that values told there
+        is not the one that equal shapes suggest."""
+        kind = self._kind(match)
+        chains = known.get(kind, []) if match.how != "values" and kind is not None else []
+        return msgspec.structs.replace(match, ops=chains[0]) if len(chains) == 1 else match
 
     def _one_layer(self, match: Match) -> bool:
         """Whether two tensors that values say nothing of stand in one layer, under like names."""

@@ -350,3 +350,14 @@ def test_weights_on_a_lattice_with_scales_beside_them_are_matched_to_no_other(tm
     assert set(made.specs) == set(wanted)
     alike = {n: np.corrcoef(made.tensor(n).ravel(), x.ravel())[0, 1] for n, x in wanted.items()}
     assert [n for n, r in alike.items() if r < 0.97] == []
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_a_broken_tensor_is_laid_out_as_those_of_other_layers_are(tmp_path: Path, noise: float) -> None:
+    a = models.language_model()
+    b = models.rotary(a)
+    suspect = models.noisy(b, noise, 6) if noise else dict(b)
+    suspect["blocks.0.attn.wk.weight"] = np.full_like(b["blocks.0.attn.wk.weight"], np.nan)
+    mapping = mapped(tmp_path, a, suspect)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
