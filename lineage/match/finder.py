@@ -10,6 +10,7 @@ import numpy as np
 from lineage.checkpoint import Checkpoint
 from lineage.layout.induce import Match, induce
 from lineage.layout.mapping import How, Mapping, Side, settled
+from lineage.layout.operations import Operation
 from lineage.match.anew import Anew
 from lineage.match.certify import Certified, certify
 from lineage.match.chains import Names, reordered
@@ -39,6 +40,7 @@ LIKE = 0.6
 MOST_FAMILIES = 0.4
 
 Progress = Callable[[str], None]
+_Kind = tuple[str, str, tuple[int, ...], tuple[int, ...]]
 
 
 def find_mapping(
@@ -81,6 +83,9 @@ class Finder:
         self.turn: bool | None = None
         self.roles: Roles = load_roles()
         self.found: dict[str, Match] = {}
+        self.told: dict[str, Provenance] = {}
+        #: targets that equal rows tell in part only: the rest may be new, or parts that were trained further
+        self.rests: list[Match] = []
         self.extra: list[Match] = []
         self.used_a: set[str] = set()
         self.certified: list[Certified] = []
@@ -151,6 +156,8 @@ class Finder:
             self.progress("near copies")
             self.wholes([w for w in alike if w.even and w.b not in self.found])
             self._near(matrices=True)
+            for match in self.rests:
+                self.keep(match)
             self.siblings()  # before vectors are compared by themselves: the way of their matrix says more
             self._near(matrices=False)
             expected = self._expected()
@@ -181,8 +188,22 @@ class Finder:
     def _near(self, *, matrices: bool) -> None:
         """Takes in what rows nearly tell of the matrices, or of the vectors, that are left."""
         left = [n for n in self.left_b() if (len(self.b.shape(n)) > 1) is matrices]
-        found = near_rows(self.a, self.b, self.left_a(), left, seed=self.seed, threads=self.threads)
-        self.rows(found, exactly=False)
+        spare = self._spare() if left else []
+        found = near_rows(self.a, self.b, [*self.left_a(), *spare], left, seed=self.seed, threads=self.threads)
+        shared = {name for p in found for name, _ in p.sources}.intersection(spare)
+        # parts that were found before tell where the whole goes, and what stands beside it
+        beside = [p for p in self.told.values() if shared.intersection(name for name, _ in p.sources)]
+        self.rows([*found, *beside], exactly=False)
+
+    def _spare(self) -> list[str]:
+        """A's tensors that matches use in part: what lies beside that part may have been trained further."""
+        taken: dict[str, float] = {}
+        for match in self.matches():
+            sources = _flat(match.sources)
+            share = sum(self.b.size(t) for t in _flat(match.targets)) / len(sources)
+            for source in sources:
+                taken[source] = taken.get(source, 0.0) + share
+        return [s for s in self.everything(self.a) if s in self.used_a and taken.get(s, 0.0) < self.a.size(s)]
 
     def siblings(self) -> None:
         """Takes in biases and gains that go the way of the matrix beside them."""
@@ -233,7 +254,21 @@ class Finder:
         """Takes fusions, splits and permutations in."""
         for component in components(found, self.a, exact=exactly):
             for match in explained(component, self.a, self.b, self.names, exact=exactly):
-                self.keep(match)
+                if exactly and any(op.partial for op in match.ops):
+                    self.rests.append(match)
+                else:
+                    self._widen(match)
+        spare = set(self._spare())  # of all others nothing more will be asked, and rows are many
+        self.told |= {p.name: p for p in found if p.name in self.found and any(n in spare for n, _ in p.sources)}
+
+    def _widen(self, match: Match) -> None:
+        """Takes a match in, in place of those of single parts of it where it tells of more."""
+        targets = set(_flat(match.targets))
+        before = {t: self.found[t] for t in targets if t in self.found}
+        if len(before) < len(targets) and all(targets.issuperset(_flat(m.targets)) for m in before.values()):
+            for target in before:
+                del self.found[target]
+        self.keep(match)
 
     def by_names(self) -> None:
         """Takes in what a stored layout says of models that share no values, where nothing else was found."""
@@ -282,8 +317,10 @@ class Finder:
         """Takes in what only structure tells."""
         expected = self._expected()
         structure = Structure(self.a, self.b, self.links, self.roles, expected=expected, seed=self.seed)
-        for match in structure.matches(self.left_a(), self.left_b(), self.names):
-            self.keep(match)
+        guesses = structure.matches(self.left_a(), self.left_b(), self.names)
+        chains = self._chains() if guesses else {}
+        for match in guesses:
+            self.keep(self._like_others(match, chains))
         left = self.left_b()
         while expected and left:
             # what B holds twice (doubled layers): only where values say so
@@ -294,6 +331,29 @@ class Finder:
             left, before = self.left_b(), left
             if len(left) == len(before):
                 break
+
+    def _chains(self) -> dict[_Kind, list[tuple[Operation, ...]]]:
+        """How the tensors of each kind that are matched one to one are laid out."""
+        found: dict[_Kind, list[tuple[Operation, ...]]] = {}
+        for match in self.matches():
+            kind = self._kind(match)
+            if kind is not None and match.ops not in (chains := found.setdefault(kind, [])):
+                chains.append(match.ops)
+        return found
+
+    def _kind(self, match: Match) -> _Kind | None:
+        """What a match of one tensor with one says but for the numbers in names; None for any other."""
+        x, y = _flat(match.sources), _flat(match.targets)
+        if len(x) > 1 or len(y) > 1:
+            return None
+        return skeleton(x[0]), skeleton(y[0]), self.a.checkpoint.specs[x[0]].shape, self.b.checkpoint.specs[y[0]].shape
+
+    def _like_others(self, match: Match, known: dict[_Kind, list[tuple[Operation, ...]]]) -> Match:
+        """A guess laid out as its kind is in other layers, where those agree: an order of rows that values told there
+        is not the one that equal shapes suggest."""
+        kind = self._kind(match)
+        chains = known.get(kind, []) if match.how != "values" and kind is not None else []
+        return msgspec.structs.replace(match, ops=chains[0]) if len(chains) == 1 else match
 
     def _one_layer(self, match: Match) -> bool:
         """Whether two tensors that values say nothing of stand in one layer, under like names."""

@@ -267,3 +267,97 @@ def test_numbers_that_stand_alone_are_matched_by_what_they_are(tmp_path: Path) -
     mapping = mapped(tmp_path, a, b)
     found = {i.target_names[0]: i.source_names[0] for i in mapping.instances({n: x.shape for n, x in a.items()})}
     assert (found["logit_scale"], found["logit_bias"]) == ("t", "s")
+
+
+@pytest.mark.parametrize("trained", [("k",), ("q", "v")])
+@pytest.mark.parametrize("noise", [0.05, 0.5])
+@pytest.mark.parametrize("joined", ["A", "B"])
+def test_fused_parts_are_found_though_only_some_were_trained(
+    tmp_path: Path, joined: str, trained: tuple[str, ...], noise: float
+) -> None:
+    apart = models.language_model()
+    some = {n: x for n, x in apart.items() if any(f".{t}_proj.weight" in n for t in trained)}
+    tuned = apart | models.noisy(some, noise, 3)
+    a, b, suspect = (
+        (apart, models.fused(apart), models.fused(tuned)) if joined == "B" else (models.fused(apart), apart, tuned)
+    )
+    mapping = mapped(tmp_path, a, suspect)
+    apply(mapping, open_checkpoint(save(tmp_path / "a.safetensors", a)), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.5])
+def test_a_row_stored_apart_from_those_beside_it_is_found(tmp_path: Path, noise: float) -> None:
+    a = models.encoder(width=64)
+    a["tokens"] = np.random.default_rng(5).standard_normal((4, 64)).astype(np.float32)
+    b = {f"model.{n}": x for n, x in a.items() if n != "tokens"}
+    b |= {"model.class": a["tokens"][None, :1], "model.registers": a["tokens"][None, 1:]}
+    mapping = mapped(tmp_path, a, models.noisy(b, noise, 2) if noise else b)
+    apply(mapping, open_checkpoint(save(tmp_path / "a.safetensors", a)), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+
+
+@pytest.mark.parametrize("layout", ["fused", "grouped", "rotary", "scanned"])
+def test_a_cast_copy_in_another_layout_is_rebuilt_bit_by_bit(tmp_path: Path, layout: str) -> None:
+    make, change = LAYOUTS[layout]
+    a, b = make(), change(make())
+    mapping = mapped(tmp_path, a, b, "BF16")
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    made = open_checkpoint(tmp_path / "made.safetensors")
+    rounded = save(tmp_path / "rounded.safetensors", {n: made.tensor(n) for n in made.specs}, "BF16")
+    copy = open_checkpoint(tmp_path / "b.safetensors")
+    assert differing(rounded, {n: copy.tensor(n) for n in b}) == []
+
+
+@pytest.mark.parametrize("layout", ["renamed", "fused", "rotary", "scanned"])
+def test_values_shuffled_within_every_tensor_leave_nothing_certified(tmp_path: Path, layout: str) -> None:
+    make, change = LAYOUTS[layout]
+    rng = np.random.default_rng(4)
+    b = {n: rng.permutation(x.reshape(-1)).reshape(x.shape) for n, x in change(make()).items()}
+    mapping = mapped(tmp_path, make(), b)
+    assert [r.to for r in mapping.rules if r.how == "values" or r.evidence and r.evidence.certified] == []
+
+
+def test_zero_biases_of_queries_and_keys_and_equal_gains_are_never_certified(tmp_path: Path) -> None:
+    a = models.language_model()
+    for name, x in a.items():
+        if "norm" in name:
+            a[name] = np.ones_like(x)
+        if name.endswith(("q_proj.bias", "k_proj.bias")):
+            a[name] = np.zeros_like(x)
+    b = models.renamed(a)
+    mapping = mapped(tmp_path, a, b)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
+    told = [t for r in mapping.rules if r.how == "values" for t in r.to]
+    assert [t for t in told if "norm" in t or t.endswith(("q_proj.bias", "k_proj.bias"))] == []
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_on_a_lattice_with_scales_beside_them_are_matched_to_no_other(tmp_path: Path, bits: int) -> None:
+    a = models.language_model()
+    b: Tensors = {}
+    for name, x in models.renamed(a).items():
+        if x.ndim < 2:
+            b[name] = x
+            continue
+        scale = np.abs(x).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+        b[name], b[name.replace("weight", "weight_scale")] = np.round(x / scale), scale
+    mapping = mapped(tmp_path, a, b)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    made = open_checkpoint(tmp_path / "made.safetensors")
+    wanted = models.renamed(a)
+    assert set(made.specs) == set(wanted)
+    alike = {n: np.corrcoef(made.tensor(n).ravel(), x.ravel())[0, 1] for n, x in wanted.items()}
+    assert [n for n, r in alike.items() if r < 0.97] == []
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_a_broken_tensor_is_laid_out_as_those_of_other_layers_are(tmp_path: Path, noise: float) -> None:
+    a = models.language_model()
+    b = models.rotary(a)
+    suspect = models.noisy(b, noise, 6) if noise else dict(b)
+    suspect["blocks.0.attn.wk.weight"] = np.full_like(b["blocks.0.attn.wk.weight"], np.nan)
+    mapping = mapped(tmp_path, a, suspect)
+    apply(mapping, open_checkpoint(tmp_path / "a.safetensors"), tmp_path / "made.safetensors")
+    assert differing(tmp_path / "made.safetensors", b) == []
