@@ -11,6 +11,7 @@ import math
 import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +231,15 @@ class Filled(Checkpoint):
         if isinstance(source, Computed) and source.op.pointwise:
             return self._points(source, start, stop)
         made = self._rows(source, start, stop) if isinstance(source, Computed) else None
-        array = np.ascontiguousarray(self._array(source)).reshape(-1)[start:stop] if made is None else made
-        return decode(array, source.word) if decoded and not source.decoded else array
+        if made is None:
+            flat = partial(self._flat, source)
+            some = stop - start < math.prod(source.shape)  # others may ask for the rest
+            made = (self._recent.get((source, "array"), flat) if some else flat())[start:stop]
+        return decode(made, source.word) if decoded and not source.decoded else made
+
+    def _flat(self, source: Computed | Merged) -> NDArray[Any]:
+        """A computed tensor as `_array` gives it, 1-D."""
+        return np.ascontiguousarray(self._array(source)).reshape(-1)
 
 
 class Applied(msgspec.Struct, frozen=True):

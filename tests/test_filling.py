@@ -157,6 +157,15 @@ def test_some_rows_of_a_computed_tensor_are_made_alone_and_alike(ops: tuple[Oper
             assert a.reads == [("a", 4 * source, 4 * source + 4)]
 
 
+def test_rows_whose_input_has_to_be_made_whole_make_it_once() -> None:
+    held = {"a": floats(np.arange(64).reshape(8, 8))}
+    a = Memory(held, "F32")
+    filled = Filled(rules(("b", "a", (Rearrange("a b -> b a"), Scale(Data(np.arange(8.0)), 1)))), a)
+    blocks = [filled.read("b", at, at + 8) for at in range(0, 64, 8)]
+    assert np.array_equal(blocks, held["a"].T * np.arange(8))
+    assert a.reads == [("a", 0, 64)]
+
+
 def test_codes_that_only_move_are_kept_bit_by_bit() -> None:
     strange = np.array([[0x7FC1, 0xFFFF], [0x8000, 0x0001]], np.uint16)
     filled = Filled(rules(("b", "a", (Rearrange("a b -> b a"),))), Memory({"a": strange}, "BF16"))
