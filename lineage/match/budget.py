@@ -27,7 +27,8 @@ from lineage.match.certify import Certified, flat
 from lineage.match.chains import OVER
 from lineage.match.finder import Finder
 from lineage.match.fuse import components, matches
-from lineage.match.rows import Provenance, Rows, View, highest, probe_rows, provenance
+from lineage.match.nearest import highest
+from lineage.match.rows import Provenance, Rows, View, probe_rows, provenance
 from lineage.match.strips import (
     Frame,
     correlation,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lineage.checkpoint.dtypes import STORAGE, decode
-from lineage.match.rows import Provenance, View, columns, contiguous, highest, probe_rows, views
+from lineage.match.nearest import highest
+from lineage.match.rows import Provenance, View, columns, contiguous, probe_rows, views
 from lineage.match.values import SMALL, Values
 
 __all__ = ["Frame", "correlation", "count_hits", "in_columns", "known_share", "read_strip", "row_width", "strip_views"]

@@ -54,22 +54,22 @@ class Block:
 
     @cached_property
     def query(self) -> Sides:
-        """What finds."""
+        """The query's matrix, A's and B's."""
         return self._made[0]()
 
     @cached_property
     def key(self) -> Sides:
-        """What is found."""
+        """The key's matrix."""
         return self._made[1]()
 
     @cached_property
     def value(self) -> Sides:
-        """What is passed on."""
+        """The value's matrix."""
         return self._made[2]()
 
     @cached_property
     def out(self) -> Sides:
-        """What reads the values, its units first."""
+        """The output's matrix, turned so that its units come first."""
         return self._made[3]()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lineage.match import rows
-from lineage.match.rows import highest
+from lineage.match import nearest
+from lineage.match.nearest import highest
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def test_near_copies_among_many_rows_are_those_that_all_products_give(
     copies = theirs[wanted] + noise * rng.standard_normal((600, 64))
     mine = np.concatenate([copies, rng.standard_normal((strangers, 64))])
     every = highest(_unit(mine), _unit(theirs))
-    monkeypatch.setattr(rows, "MOST_PRODUCTS", 1)
+    monkeypatch.setattr(nearest, "MOST_PRODUCTS", 1)
     some = highest(_unit(mine), _unit(theirs))
     np.testing.assert_array_equal(some[0], every[0])
     np.testing.assert_allclose(some[1], every[1], rtol=1e-5)
@@ -45,14 +45,14 @@ def test_runs_of_rows_that_noise_blurred_are_found_beside_their_neighbours(
     mine = theirs[orders[layout]] + 0.7 * rng.standard_normal(theirs.shape)
     every = highest(_unit(mine), _unit(theirs))
     products = []
-    plain = rows._by_products
-    monkeypatch.setattr(rows, "MOST_PRODUCTS", 1)
+    plain = nearest._by_products
+    monkeypatch.setattr(nearest, "MOST_PRODUCTS", 1)
 
     def counted(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         products.append(len(x) * len(y))
         return plain(x, y)
 
-    monkeypatch.setattr(rows, "_by_products", counted)
+    monkeypatch.setattr(nearest, "_by_products", counted)
     some = highest(_unit(mine), _unit(theirs))
     np.testing.assert_array_equal(some[0], every[0])
     np.testing.assert_array_equal(every[0], orders[layout])
