@@ -220,9 +220,10 @@ class _Stack:
         if self._fitted_in is not self.residual:
             self._fits, self._fitted_in = {}, self.residual
         key = (one.number, two.number, self.norms["mlp"])
-        if key not in self._fits:
-            self._fits[key] = [self._mlp(a, b, one, two) for a, b in zip(one.mlps, two.mlps, strict=True)]
-        return self._fits[key]
+        fits = self._fits.get(key)
+        if fits is None:
+            fits = self._fits[key] = [self._mlp(a, b, one, two) for a, b in zip(one.mlps, two.mlps, strict=True)]
+        return fits
 
     def _mlp(self, a: Mlp, b: Mlp, one: Layer, two: Layer) -> Hidden:
         writers = [self.sides(p, other=q) for p, q in zip(a.writers, b.writers, strict=True)]
