@@ -124,8 +124,13 @@ class Layout:
     def names(self) -> set[str]:
         """Every axis that a pattern names."""
         found: set[str] = set()
+
+        def note(op: Rearrange) -> Rearrange:
+            found.update(op.parsed.names)
+            return op
+
         for rule in self.rules:
-            transformed(rule.ops, lambda op: found.update(op.parsed.names) or op)  # type: ignore[func-returns-value]
+            transformed(rule.ops, note)
         return found
 
     def at(self, place: Place, given: Mapping[str, int]) -> Match | None:

@@ -227,7 +227,7 @@ def _stacks(material: Material) -> list[Stack]:
     stacks = []
     for stack_b, (_, stack_a) in best.items():
         chosen = votes[stack_a, stack_b]
-        pairs = sorted((b, max(of, key=lambda a, of=of: of[a])) for b, of in chosen.items())  # type: ignore[misc]
+        pairs = sorted((b, max(of, key=of.__getitem__)) for b, of in chosen.items())
         numbers = ((material.a, stack_a), (material.b, stack_b))
         a, b = (frozenset(n for s, n in map(_stack, c.specs) if s == name and n is not None) for c, name in numbers)
         stacks.append(Stack(stack_a, stack_b, a, b, pairs))

@@ -61,9 +61,9 @@ class _Constant(Single):
         return shape
 
     def rows(self, start: int, stop: int, shape: Shape) -> tuple[Operation | None, Rows] | None:
-        along = isinstance(self.by, Data) and axis_of(self.axis or 0, len(shape), self.word) == 0
-        part = replace(self, by=Data(self.by.array[start:stop])) if along and isinstance(self.by, Data) else self
-        return part, range(start, stop)
+        if isinstance(self.by, Data) and axis_of(self.axis or 0, len(shape), self.word) == 0:
+            return replace(self, by=Data(self.by.array[start:stop])), range(start, stop)
+        return self, range(start, stop)
 
     def document(self, data: dict[str, NDArray[Any]]) -> Any:
         if not isinstance(self.by, Data):
